@@ -1,0 +1,25 @@
+/** @file Leaving early without traces: Ctrl-C removes half-written files and restores the terminal. */
+
+import process from "node:process";
+
+const actions = new Set<() => void>();
+
+/** Runs `action` should the process be interrupted before the returned function is called. */
+export function onInterrupt(action: () => void): () => void {
+  actions.add(action);
+  return () => void actions.delete(action);
+}
+
+/** Ctrl-C exits with 130, a termination request with 143, both after the clean-up actions. */
+export function handleSignals(): void {
+  for (const [signal, code] of [
+    ["SIGINT", 130],
+    ["SIGTERM", 143],
+    ["SIGHUP", 129],
+  ] as const)
+    process.once(signal, () => {
+      for (const action of actions) action();
+      if (signal === "SIGINT") console.error("fewstep: interrupted");
+      process.exit(code);
+    });
+}

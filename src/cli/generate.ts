@@ -1,0 +1,186 @@
+/** @file `fewstep generate`: a prompt becomes PNG files. */
+
+import { randomInt } from "node:crypto";
+import { basename } from "node:path";
+import process from "node:process";
+import { type Command, Option } from "commander";
+import type { Picture } from "../platform/index.ts";
+import { UsageError } from "./errors.ts";
+import { outputTarget, picturePaths, type Target, writeFileAtomic } from "./files.ts";
+import { numberFrom, parseSeed, parseSize, type Size, wholeNumber } from "./options.ts";
+import { startProgress } from "./progress.ts";
+import { DISPLAYS, type Display, detectDisplay, displayPicture } from "./terminal.ts";
+import { version } from "./version.ts";
+
+/** Command-line names of the samplers, and the names other programs know them by. */
+const SAMPLERS = { euler: "Euler", ddim: "DDIM" } as const;
+
+interface GenerateOptions {
+  steps?: number;
+  guidance?: number;
+  negative: string;
+  seed?: number | bigint;
+  batch: number;
+  size?: Size;
+  sampler: keyof typeof SAMPLERS;
+  model?: string;
+  device: "cpu" | "webgpu" | "cuda";
+  out?: string;
+  show: Display | "auto";
+  json?: boolean;
+  quiet?: boolean;
+}
+
+export function generateCommand(program: Command): void {
+  program
+    .command("generate")
+    .description("make pictures from a sentence")
+    .argument("<prompt...>", "what the picture shows")
+    .option("--steps <n>", "network evaluations (default: the model's)", wholeNumber(1, 1000))
+    .option("--guidance <scale>", "classifier-free guidance; 1 is off (default: the model's)", numberFrom(0))
+    .option("--negative <text>", "what the picture should not show", "")
+    .option("--seed <n>", "of the noise; picture i of a batch takes seed + i (default: random)", parseSeed)
+    .option("--batch <n>", "number of pictures", wholeNumber(1, 256), 1)
+    .option("--size <WxH>", "pixels, one number for a square (default: the model's)", parseSize)
+    .addOption(new Option("--sampler <name>").choices(Object.keys(SAMPLERS)).default("euler"))
+    .option("--model <folder>", "in diffusers layout (default: the bundled model)")
+    .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
+    .option("--out <path>", "file.png, or a folder/ (default: named after prompt and seed)")
+    .addOption(new Option("--show <how>", "in the terminal").choices(["auto", ...DISPLAYS]).default("auto"))
+    .option("--json", "print one JSON object and nothing else")
+    .option("--quiet", "print file names only")
+    .action(generate);
+}
+
+async function generate(words: readonly string[], options: GenerateOptions): Promise<void> {
+  const { negative, sampler, device, batch, seed = randomInt(2 ** 32) } = options;
+  const prompt = words.join(" ");
+  const target = outputTarget(options.out);
+  const progress = await startProgress(!options.json && !options.quiet);
+  try {
+    const { SDXL, bundledModel } = await import("../index.node.ts");
+    progress.update("loading the model");
+    const folder = options.model ?? bundledModel();
+    await using sdxl = await SDXL.load(folder, { device });
+    const { steps = sdxl.info.defaults.steps, guidance = sdxl.info.defaults.guidance } = options;
+    const { width, height } = sizeFor(sdxl.info, options.size);
+    if (negative && guidance <= 1 && !options.json)
+      console.error(`fewstep: --negative has no effect at guidance ${guidance}; it needs more than 1`);
+    const onStep = (step: { i: number; total: number }): void =>
+      progress.update("denoising", step.i + 1, step.total);
+    const settings = { steps, guidance, sampler, width, height };
+    const images = await sdxl.textToImage(prompt, {
+      ...settings,
+      negativePrompt: negative,
+      seed,
+      batch,
+      onStep,
+    });
+
+    const start = performance.now();
+    const model = basename(folder);
+    const saved = await savePictures(images, target, { prompt, negative, model, ...settings });
+    progress.stop();
+    const seconds = {
+      ...sdxl.timings,
+      save: (performance.now() - start) / 1000,
+      total: performance.now() / 1000, // since the process started
+    };
+    const files = saved.map((picture) => picture.file);
+    const seeds = images.map((image) => image.seed);
+    if (options.json) {
+      const common = { prompt, negative, model, ...settings, device, seconds };
+      printJson({ file: files[0], files, seed: seeds[0], seeds, ...common });
+    } else if (options.quiet) console.log(files.join("\n"));
+    else {
+      showPictures(saved, options.show);
+      console.error(
+        `seed ${seeds[0]}, ${steps} steps, guidance ${guidance}, ${width}×${height}: ${timesText(seconds)}`,
+      );
+    }
+  } finally {
+    progress.stop();
+  }
+}
+
+function sizeFor(info: { sampleSize: number; vaeScaleFactor: number }, size?: Size): Size {
+  const multiple = info.vaeScaleFactor;
+  const side = info.sampleSize * multiple;
+  const { width, height } = size ?? { width: side, height: side };
+  if (width % multiple === 0 && height % multiple === 0) return { width, height };
+  const nearest = [width, height].map((n) => Math.max(1, Math.round(n / multiple)) * multiple);
+  throw new UsageError(
+    `--size ${width}x${height}: both sides must be multiples of ${multiple} for this model; ` +
+      `try ${nearest.join("x")}`,
+  );
+}
+
+interface Saved {
+  file: string;
+  picture: Picture;
+  png: Uint8Array;
+}
+
+interface Settings {
+  prompt: string;
+  negative: string;
+  model: string;
+  steps: number;
+  guidance: number;
+  sampler: keyof typeof SAMPLERS;
+  width: number;
+  height: number;
+}
+
+async function savePictures(
+  pictures: readonly (Picture & { seed: number | bigint })[],
+  target: Target,
+  { prompt, negative, model, steps, guidance, sampler, width, height }: Settings,
+): Promise<Saved[]> {
+  const { encodePng, formatParameters } = await import("../platform/index.ts");
+  const files = picturePaths(
+    target,
+    prompt,
+    pictures.map((picture) => picture.seed),
+  );
+  const saved: Saved[] = [];
+  for (const [i, picture] of pictures.entries()) {
+    const text = formatParameters(prompt, negative, {
+      Steps: steps,
+      Sampler: SAMPLERS[sampler],
+      "CFG scale": guidance,
+      Seed: picture.seed,
+      Size: `${width}x${height}`,
+      Model: model,
+      RNG: "CPU", // noise is that of torch's CPU generator
+      Version: `fewstep ${version()}`,
+    });
+    const png = await encodePng(picture, [{ keyword: "parameters", text }]);
+    await writeFileAtomic(files[i], png);
+    saved.push({ file: files[i], picture, png });
+  }
+  return saved;
+}
+
+/** Each picture, where the terminal can, and its file name. */
+function showPictures(saved: readonly Saved[], show: Display | "auto"): void {
+  const { isTTY = false, columns = 80 } = process.stdout;
+  const colorDepth = isTTY ? process.stdout.getColorDepth() : 24;
+  const terminal = { isTTY, columns, colorDepth, env: process.env };
+  const display = show === "auto" ? detectDisplay(terminal) : show;
+  for (const { file, picture, png } of saved) {
+    process.stdout.write(displayPicture(display, picture, png, terminal));
+    console.log(file);
+  }
+}
+
+/** `1.2 s (load 0.60, encode 0.05, …)` */
+function timesText({ total, ...parts }: Readonly<Record<string, number>>): string {
+  const texts = Object.entries(parts).map(([part, value]) => `${part} ${value.toFixed(2)}`);
+  return `${total.toFixed(1)} s (${texts.join(", ")})`;
+}
+
+/** Seeds beyond 2^53 are written as text: JSON readers would round them. */
+function printJson(value: unknown): void {
+  console.log(JSON.stringify(value, (_, v) => (typeof v === "bigint" ? String(v) : v)));
+}

@@ -1,0 +1,49 @@
+/** @file Parsers for option values: each accepts one range and says so when the value is outside. */
+
+import { InvalidArgumentError } from "commander";
+
+const MAX_SEED = 2n ** 64n - 1n;
+
+/** A whole number from `min` to `max`. */
+export function wholeNumber(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text.trim()) || value < min || value > max)
+      throw new InvalidArgumentError(`Give a whole number from ${min} to ${max}.`);
+    return value;
+  };
+}
+
+/** A number of at least `min`. */
+export function numberFrom(min: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === "" || !Number.isFinite(value) || value < min)
+      throw new InvalidArgumentError(`Give a number of at least ${min}.`);
+    return value;
+  };
+}
+
+/** 0 to 2^64 − 1, as other programs take; a bigint only beyond 2^53. */
+export function parseSeed(text: string): number | bigint {
+  if (!/^\d{1,20}$/.test(text.trim()) || BigInt(text) > MAX_SEED)
+    throw new InvalidArgumentError(`Give a whole number from 0 to ${MAX_SEED}.`);
+  return Number.isSafeInteger(Number(text)) ? Number(text) : BigInt(text);
+}
+
+export interface Size {
+  /** Pixels. */
+  width: number;
+  /** Pixels. */
+  height: number;
+}
+
+/** `96` (square) or `128x96`, width first. */
+export function parseSize(text: string): Size {
+  const match = /^(\d{1,5})(?:[x×](\d{1,5}))?$/i.exec(text.trim());
+  const width = Number(match?.[1]);
+  const height = Number(match?.[2] ?? match?.[1]);
+  if (!match || width < 1 || height < 1)
+    throw new InvalidArgumentError('Give pixels as one number ("64") or as width x height ("128x64").');
+  return { width, height };
+}

@@ -1,0 +1,4 @@
+export * from "./dim.ts";
+export * from "./grad.ts";
+export * from "./graph.ts";
+export * from "./value.ts";

@@ -1,0 +1,2 @@
+export { type EmitOptions, type ExternalTensor, emitOnnx } from "./emit.ts";
+export { ProtoWriter } from "./proto.ts";

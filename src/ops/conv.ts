@@ -1,0 +1,118 @@
+/** @file Convolution in NCHW. B batch, C/O channels in/out, H W input, h w output, k kernel. */
+
+import { addDim, apply, type Dim, floorDivDim, type OpDef, typeText, type Value } from "../graph/index.ts";
+import { concat } from "./movement.ts";
+import { gemm } from "./matmul.ts";
+
+export interface ConvOptions {
+  /** Default [1, 1]. */
+  strides?: readonly [number, number];
+  /** top, left, bottom, right; default zeros. */
+  pads?: readonly [number, number, number, number];
+  group?: number;
+}
+
+function outSize(size: Dim, before: number, after: number, k: number, stride: number): Dim {
+  return addDim(floorDivDim(addDim(size, before + after - k), stride), 1);
+}
+
+const convOp: OpDef = {
+  name: "Conv",
+  infer: ([x, w, b], attrs) => {
+    const { strides, pads, group } = attrs as unknown as Required<ConvOptions>;
+    if (x.rank !== 4 || w.rank !== 4) throw new Error(`Conv: expected NCHW, got ${typeText(x)} and ${typeText(w)}`);
+    const needs = (w.shape[1] as number) * group;
+    if (x.shape[1] !== needs)
+      throw new Error(`Conv: weight ${typeText(w)} needs ${needs} channels, x is ${typeText(x)}`);
+    if (b && b.shape[0] !== w.shape[0]) throw new Error(`Conv: bias ${typeText(b)} does not fit ${typeText(w)}`);
+    const [, , kh, kw] = w.shape as number[];
+    return {
+      dtype: x.dtype,
+      shape: [
+        x.shape[0],
+        w.shape[0],
+        outSize(x.shape[2], pads[0], pads[2], kh, strides[0]),
+        outSize(x.shape[3], pads[1], pads[3], kw, strides[1]),
+      ],
+    };
+  },
+  grad: (dy, { inputs: [x, w, b], attrs }) => {
+    const options = attrs as unknown as Required<ConvOptions>;
+    if (options.group !== 1) throw new Error("Conv: the gradient with group > 1 is missing");
+    return [gradInput(dy, x, w, options), gradWeight(dy, x, w, options), b && dy.sum([0, 2, 3])];
+  },
+  onnx: (emit, inputs, y) =>
+    emit.node("Conv", inputs, {
+      strides: y.attrs.strides as number[],
+      pads: y.attrs.pads as number[],
+      group: y.attrs.group as number,
+      kernel_shape: y.inputs[1].shape.slice(2) as number[],
+    }),
+};
+
+/** A unit-stride gradient is a convolution with the kernel turned around; others use ConvTranspose. */
+function gradInput(dy: Value, x: Value, w: Value, { strides, pads }: Required<ConvOptions>): Value {
+  const [, , kh, kw] = w.shape as number[];
+  if (strides[0] === 1 && strides[1] === 1) {
+    const turned = w.transpose([1, 0, 2, 3]).slice(2, -1, -kh - 1, -1).slice(3, -1, -kw - 1, -1);
+    const [t, l, bottom, r] = pads;
+    return conv(dy, turned, undefined, { pads: [kh - 1 - t, kw - 1 - l, kh - 1 - bottom, kw - 1 - r] });
+  }
+  return apply(convTransposeOp, [dy, w], { strides, pads, size: x.shape.slice(2) });
+}
+
+const convTransposeOp: OpDef = {
+  name: "ConvTranspose",
+  infer: ([x, w], attrs) => ({
+    dtype: x.dtype,
+    shape: [x.shape[0], w.shape[1], ...(attrs.size as readonly Dim[])],
+  }),
+  onnx: (emit, inputs, y) => {
+    const { strides, pads } = y.attrs as unknown as Required<ConvOptions>;
+    const [x, w] = y.inputs;
+    const extra = [0, 1].map((i) => {
+      const full =
+        ((x.shape[i + 2] as number) - 1) * strides[i] + (w.shape[i + 2] as number) - pads[i] - pads[i + 2];
+      return (y.shape[i + 2] as number) - full;
+    });
+    return emit.node("ConvTranspose", inputs, { strides, pads, output_padding: extra });
+  },
+};
+
+/** dw = dy·im2col(x)ᵀ as one matrix product over all positions of the batch. */
+function gradWeight(dy: Value, x: Value, w: Value, options: Required<ConvOptions>): Value {
+  const [O, C, kh, kw] = w.shape as number[];
+  const rows = dy.transpose([1, 0, 2, 3]).reshape([O, -1]); // [O, B·h·w]
+  const columns = im2col(x, kh, kw, dy.shape.slice(2) as number[], options); // [kh·kw·C, B·h·w]
+  return gemm(rows, columns, { transB: true }).reshape([O, kh, kw, C]).transpose([0, 3, 1, 2]);
+}
+
+/** The input under each kernel position: [B,C,H,W] → [kh·kw·C, B·h·w]. */
+function im2col(
+  x: Value,
+  kh: number,
+  kw: number,
+  [h, w]: readonly number[],
+  { strides: [sy, sx], pads }: Required<ConvOptions>,
+): Value {
+  const padded = x.transpose([1, 0, 2, 3]).pad(2, pads[0], pads[2]).pad(3, pads[1], pads[3]); // [C,B,H,W]
+  const C = x.shape[1];
+  if (kh === sy && kw === sx && pads.every((p) => p === 0) && padded.shape[2] === h * sy && padded.shape[3] === w * sx)
+    // Patches that do not overlap are a reshape.
+    return padded.reshape([C, -1, h, sy, w, sx]).transpose([3, 5, 0, 1, 2, 4]).reshape([kh * kw * (C as number), -1]);
+  const shifted: Value[] = [];
+  for (let i = 0; i < kh; i++)
+    for (let j = 0; j < kw; j++)
+      shifted.push(padded.slice(2, i, i + (h - 1) * sy + 1, sy).slice(3, j, j + (w - 1) * sx + 1, sx));
+  return concat(shifted, 0).reshape([kh * kw * (C as number), -1]);
+}
+
+/** x [B,C,H,W] * w [O,C/group,k,k] + b [O] → [B,O,h,w] */
+export function conv(
+  x: Value,
+  w: Value,
+  b?: Value,
+  { strides = [1, 1], pads = [0, 0, 0, 0], group = 1 }: ConvOptions = {},
+): Value {
+  return apply(convOp, b ? [x, w, b] : [x, w], { strides, pads, group });
+}

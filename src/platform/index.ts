@@ -1,0 +1,4 @@
+export { encodePng, type Picture } from "./image.ts";
+export { formatParameters, type GenerationParameters, parseParameters } from "./parameters.ts";
+export { bindPlatform, type Platform, platform } from "./platform.ts";
+export { addPngText, isPng, type PngInfo, type PngText, readPng } from "./png.ts";

@@ -1,0 +1,1 @@
+export { type CompileOptions, compile, type Device, type Program } from "./program.ts";

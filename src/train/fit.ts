@@ -1,0 +1,163 @@
+/** @file The training loop: batches in, checkpoints, logs and previews out. Every step is a function of its number. */
+
+import { existsSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import type { HostTensor } from "../tensor/index.ts";
+import { loadSafetensors, saveSafetensors } from "../weights/index.ts";
+import { Logs } from "./logs.ts";
+import { type LearningRate, initialValues, learningRateAt, type Optimizer } from "./optimizer.ts";
+import { ParallelTrainer, type ParallelOptions } from "./parallel.ts";
+import { parametersOf } from "../graph/index.ts";
+import { Generator } from "../tensor/index.ts";
+
+/** What is trained: a loss and where its batches come from. */
+export interface Job extends Pick<ParallelOptions, "loss" | "metrics" | "frozen"> {
+  /** Samples in one micro-batch of one replica. */
+  batch: number;
+  /** Inputs of one micro-batch. Must depend on nothing but its arguments, so that a resumed run is the same run. */
+  feeds(at: { step: number; replica: number; replicas: number; micro: number }): Promise<Record<string, HostTensor>>;
+  /** Weights to start from, by key; the others are initialised. */
+  start?: Readonly<Record<string, HostTensor>>;
+  /** Called with the averaged weights when samples are due. */
+  preview?(weights: Record<string, HostTensor>, step: number): Promise<void>;
+}
+
+export interface FitOptions {
+  /** Folder of the run: checkpoint.safetensors, log.jsonl, TensorBoard events, samples. */
+  out: string;
+  steps: number;
+  optimizer: Optimizer;
+  learningRate: LearningRate;
+  /** Largest global gradient norm. */
+  clipNorm?: number;
+  /** Decay of the averaged weights; warms up as (1 + t)/(10 + t). */
+  emaDecay: number;
+  /** Micro-batches per replica and step. Default 1. */
+  accumulate?: number;
+  replicas?: number;
+  seed: number;
+  /** Minutes between checkpoints. */
+  checkpointMinutes: number;
+  logEvery: number;
+  /** Steps between previews; 0 for none. */
+  sampleEvery: number;
+  /** What the run is; a checkpoint made with another is refused. */
+  fingerprint: string;
+  /** Saves a checkpoint and stops. */
+  signal?: AbortSignal;
+}
+
+export interface Progress {
+  step: number;
+  steps: number;
+  loss: number;
+  metrics: Record<string, number>;
+  gradNorm: number;
+  learningRate: number;
+  picturesPerSecond: number;
+  secondsLeft: number;
+}
+
+/**
+ * Runs or resumes a job; yields after every step and returns the averaged weights.
+ * @throws when the loss is not finite (the last checkpoint stays), or the run in `out` was another.
+ */
+export async function* fit(job: Job, options: FitOptions): AsyncGenerator<Progress, Record<string, HostTensor>> {
+  const { out, steps, accumulate = 1 } = options;
+  mkdirSync(out, { recursive: true });
+  await using trainer = await ParallelTrainer.create({ ...job, ...options });
+  const file = join(out, "checkpoint.safetensors");
+  let step = 0;
+  if (existsSync(file)) {
+    const { tensors, metadata } = await loadSafetensors(file);
+    if (metadata.fingerprint !== options.fingerprint)
+      throw new Error(`${file} belongs to another recipe: give a new output folder, or the recipe it was made with`);
+    await trainer.load(tensors);
+    step = Number(metadata.step);
+  } else await trainer.load(initialWeights(job, options.seed));
+  const logs = new Logs(out, step);
+
+  const fetchBatches = (t: number) =>
+    Promise.all(
+      Array.from({ length: trainer.replicas }, (_, replica) =>
+        Promise.all(
+          Array.from({ length: accumulate }, (_, micro) =>
+            job.feeds({ step: t, replica, replicas: trainer.replicas, micro }),
+          ),
+        ),
+      ),
+    );
+  const save = async () => {
+    const metadata = { step: String(step), fingerprint: options.fingerprint };
+    await saveSafetensors(file, await trainer.save(), metadata);
+  };
+
+  let saved = Date.now();
+  let upcoming = fetchBatches(step);
+  const perStep = job.batch * trainer.replicas * accumulate;
+  let seconds = 0; // moving average of a step
+  while (step < steps) {
+    const started = performance.now();
+    const batches = await upcoming;
+    if (step + 1 < steps) {
+      upcoming = fetchBatches(step + 1);
+      upcoming.catch(() => {}); // reported when awaited
+    }
+    const learningRate = learningRateAt(options.learningRate, step, steps);
+    const ema = Math.min(options.emaDecay, (1 + step) / (10 + step));
+    const scalars = { ...options.optimizer.scalars(step + 1, learningRate), ema };
+    const { metrics, norm } = await trainer.step(batches, scalars, options.clipNorm);
+    const { loss, ...others } = metrics;
+    if (!Number.isFinite(loss) || !Number.isFinite(norm))
+      throw new Error(
+        `training diverged at step ${step}: loss ${loss}, gradient norm ${norm}; ${
+          existsSync(file) ? `the last checkpoint is ${file}` : "no checkpoint was written yet"
+        }; lower the learning rate`,
+      );
+    const took = (performance.now() - started) / 1000;
+    seconds = seconds === 0 ? took : seconds * 0.95 + took * 0.05;
+    if (step % options.logEvery === 0 || step + 1 === steps)
+      logs.write({ step, loss, ...others, grad_norm: norm, learning_rate: learningRate, pictures_per_second: perStep / seconds });
+    step++;
+    const sampleDue = options.sampleEvery > 0 && (step % options.sampleEvery === 0 || step === steps);
+    if (Date.now() - saved > options.checkpointMinutes * 60_000 || step === steps || options.signal?.aborted) {
+      await save();
+      saved = Date.now();
+    }
+    if (sampleDue && job.preview) await job.preview(averaged(await trainer.save()), step);
+    yield {
+      step,
+      steps,
+      loss,
+      metrics: others,
+      gradNorm: norm,
+      learningRate,
+      picturesPerSecond: perStep / seconds,
+      secondsLeft: seconds * (steps - step),
+    };
+    if (options.signal?.aborted) break;
+  }
+  return averaged(await trainer.save());
+}
+
+function initialWeights(job: Job, seed: number): Record<string, HostTensor> {
+  const generator = new Generator(seed);
+  const random = () => generator.random();
+  return Object.fromEntries(
+    parametersOf([job.loss])
+      .filter((p) => !job.frozen?.has(p.name))
+      .map((p) => {
+        const fresh = initialValues(p.shape, p.init, random);
+        return [p.name, job.start?.[p.name] ?? fresh];
+      }),
+  );
+}
+
+/** The moving averages under the parameters' own keys. */
+function averaged(tensors: Record<string, HostTensor>): Record<string, HostTensor> {
+  return Object.fromEntries(
+    Object.entries(tensors)
+      .filter(([k]) => k.startsWith("ema."))
+      .map(([k, t]) => [k.slice(4), t]),
+  );
+}

@@ -1,0 +1,140 @@
+/**
+ * @file One replica of data-parallel training. ONNX Runtime splits small convolutions badly over threads, while
+ * single-threaded sessions on separate batches scale almost linearly; so each core runs its own.
+ */
+
+import { parentPort, workerData } from "node:worker_threads";
+import type { InferenceSession, Tensor } from "onnxruntime-common";
+import "../platform/node.ts";
+import { platform } from "../platform/index.ts";
+import type { HostTensor } from "../tensor/index.ts";
+import type { Chunk, ReplicaSetup, StepRequest, StepReply } from "./parallel.ts";
+
+const setup = workerData as ReplicaSetup;
+const { rank, replicas, size, chunks } = setup;
+const shared = new Float32Array(setup.parameters);
+const gradients = setup.gradients.map((b) => new Float32Array(b));
+const exported = setup.state.map((b) => new Float32Array(b));
+const squares = new Float64Array(setup.squares);
+const barrierCells = new Int32Array(setup.barrier);
+const mine = chunks.filter((_, i) => i % replicas === rank);
+const others = chunks.filter((_, i) => i % replicas !== rank);
+
+// ONNX Runtime does not take shared memory, so each replica computes on its own copies.
+const parameters = new Float32Array(size);
+const gradient = new Float32Array(size);
+const reduced = new Float32Array(size);
+const state = setup.state.map(() => new Float32Array(size));
+
+/** Waits until all replicas have arrived. */
+function barrier(): void {
+  const generation = Atomics.load(barrierCells, 1);
+  if (Atomics.add(barrierCells, 0, 1) === replicas - 1) {
+    Atomics.store(barrierCells, 0, 0);
+    Atomics.add(barrierCells, 1, 1);
+    Atomics.notify(barrierCells, 1);
+  } else while (Atomics.load(barrierCells, 1) === generation) Atomics.wait(barrierCells, 1, generation);
+}
+
+function toOrt(data: Float32Array | HostTensor["data"], shape: readonly number[], dtype = "float32"): Tensor {
+  return new (platform().Tensor)(dtype as "float32", data as Float32Array, shape as number[]);
+}
+
+function view(array: Float32Array, { start, length }: Chunk): Tensor {
+  return toOrt(array.subarray(start, start + length), [length]);
+}
+
+const options: InferenceSession.SessionOptions = {
+  intraOpNumThreads: 1,
+  interOpNumThreads: 1,
+  logSeverityLevel: 3,
+};
+const [backward, update] = await Promise.all(
+  [setup.backward, setup.update].map((bytes) => platform().InferenceSession.create(bytes, options)),
+);
+
+const parameterFeeds: Record<string, Tensor> = {};
+const gradientFetches: Record<string, Tensor | null> = Object.fromEntries(setup.metrics.map((m) => [m, null]));
+for (const { name, shape, start, length } of setup.layout) {
+  parameterFeeds[name] = toOrt(parameters.subarray(start, start + length), shape);
+  gradientFetches[`grad.${name}`] = toOrt(gradient.subarray(start, start + length), shape);
+}
+
+async function backwardPass(microBatches: StepRequest["batches"]): Promise<Record<string, number>> {
+  const metrics: Record<string, number> = Object.fromEntries(setup.metrics.map((m) => [m, 0]));
+  const total = gradients[rank];
+  for (const [i, feeds] of microBatches.entries()) {
+    const inputs = Object.entries(feeds).map(([k, t]) => [k, toOrt(t.data, t.shape, t.dtype)]);
+    const out = await backward.run({ ...parameterFeeds, ...Object.fromEntries(inputs) }, gradientFetches);
+    for (const m of setup.metrics) metrics[m] += Number(out[m].data[0]) / microBatches.length;
+    if (i === 0) total.set(gradient);
+    else for (let k = 0; k < size; k++) total[k] += gradient[k];
+  }
+  return metrics;
+}
+
+/** Mean gradient of the chunks this replica owns; returns its squared norm. */
+function reduce(count: number): number {
+  let sum = 0;
+  const scale = 1 / (replicas * count);
+  for (const { start, length } of mine)
+    for (let k = start; k < start + length; k++) {
+      let g = gradients[0][k];
+      for (let r = 1; r < replicas; r++) g += gradients[r][k];
+      g *= scale;
+      reduced[k] = g;
+      sum += g * g;
+    }
+  return sum;
+}
+
+async function step({ batches, scalars, clipNorm }: StepRequest): Promise<StepReply> {
+  const metrics = await backwardPass(batches);
+  barrier();
+  squares[rank] = reduce(batches.length);
+  barrier();
+  const norm = Math.sqrt(squares.reduce((a, b) => a + b, 0));
+  const clip = clipNorm === undefined ? 1 : Math.min(1, clipNorm / (norm + 1e-6));
+  for (const chunk of mine) {
+    const values = { ...scalars, clip, decay: chunk.decays ? scalars.decay : 1 };
+    const feeds = Object.fromEntries(
+      Object.entries(values).map(([k, v]) => [k, toOrt(Float32Array.of(v), [])]),
+    );
+    const buffers = { p: parameters, ...Object.fromEntries(setup.stateNames.map((s, i) => [s, state[i]])) };
+    const tensors = Object.entries(buffers).map(([k, a]) => [k, view(a, chunk)] as const);
+    // Updates are elementwise and read each tensor before writing it, so they run in place.
+    await update.run(
+      { ...feeds, g: view(reduced, chunk), ...Object.fromEntries(tensors) },
+      Object.fromEntries(tensors.map(([k, t]) => [`next.${k}`, t])),
+    );
+    const { start, length } = chunk;
+    shared.set(parameters.subarray(start, start + length), start);
+  }
+  barrier();
+  pull(others);
+  return { metrics, norm };
+}
+
+function pull(which: readonly Chunk[]): void {
+  for (const { start, length } of which) parameters.set(shared.subarray(start, start + length), start);
+}
+
+parentPort!.on("message", async (message: StepRequest | "import" | "export") => {
+  try {
+    if (message === "import") {
+      pull(chunks);
+      exported.forEach((e, i) => {
+        state[i].set(e);
+      });
+      parentPort!.postMessage({});
+    } else if (message === "export") {
+      exported.forEach((e, i) => {
+        for (const { start, length } of mine) e.set(state[i].subarray(start, start + length), start);
+      });
+      parentPort!.postMessage({});
+    } else parentPort!.postMessage(await step(message));
+  } catch (error) {
+    parentPort!.postMessage({ error: error instanceof Error ? error.message : String(error) });
+  }
+});
+parentPort!.postMessage({});

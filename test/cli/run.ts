@@ -1,0 +1,40 @@
+/** @file Runs the command as a user does, in a process of its own. */
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { fileURLToPath } from "node:url";
+
+const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+const TSX = import.meta.resolve("tsx");
+
+export interface Result {
+  code: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+/** `fewstep ...args`; `started` gets the process, to send it signals. */
+export function fewstep(
+  args: readonly string[],
+  options: { env?: Record<string, string>; started?: (child: ChildProcess) => void } = {},
+): Promise<Result> {
+  return run([MAIN, ...args], options);
+}
+
+/** A TypeScript file, or `--eval` with code, through tsx. */
+export function run(
+  args: readonly string[],
+  { env = {}, started }: { env?: Record<string, string>; started?: (child: ChildProcess) => void } = {},
+): Promise<Result> {
+  const child = spawn(process.execPath, ["--import", TSX, ...args], {
+    env: { ...process.env, FEWSTEP_DEBUG: "", ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const result: Result = { code: null, stdout: "", stderr: "" };
+  child.stdout.on("data", (data) => (result.stdout += data));
+  child.stderr.on("data", (data) => (result.stderr += data));
+  started?.(child);
+  return new Promise((resolve, reject) => {
+    child.on("error", reject);
+    child.on("close", (code) => resolve({ ...result, code }));
+  });
+}
