@@ -3,11 +3,18 @@
 import process from "node:process";
 
 const actions = new Set<() => void>();
+let running: AbortController | undefined;
 
 /** Runs `action` should the process be interrupted before the returned function is called. */
 export function onInterrupt(action: () => void): () => void {
   actions.add(action);
   return () => void actions.delete(action);
+}
+
+/** For commands that end in order: the first interruption only aborts this signal, the second ends at once. */
+export function interruptSignal(): AbortSignal {
+  running = new AbortController();
+  return running.signal;
 }
 
 /** Ctrl-C exits with 130, a termination request with 143, both after the clean-up actions. */
@@ -17,7 +24,12 @@ export function handleSignals(): void {
     ["SIGTERM", 143],
     ["SIGHUP", 129],
   ] as const)
-    process.once(signal, () => {
+    process.on(signal, () => {
+      if (running && !running.signal.aborted) {
+        process.exitCode = code;
+        running.abort();
+        return;
+      }
       for (const action of actions) action();
       if (signal === "SIGINT") console.error("fewstep: interrupted");
       process.exit(code);

@@ -1,0 +1,4 @@
+export * from "./clip.ts";
+export * from "./tiny.ts";
+export * from "./unet.ts";
+export * from "./vae.ts";

@@ -1,0 +1,2 @@
+export * from "./layers.ts";
+export { located, rootScope, type Scope } from "./scope.ts";
