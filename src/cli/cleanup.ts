@@ -1,6 +1,7 @@
 /** @file Leaving early without traces: Ctrl-C removes half-written files and restores the terminal. */
 
 import process from "node:process";
+import { removeUnfinished } from "../platform/index.ts";
 
 const actions = new Set<() => void>();
 let running: AbortController | undefined;
@@ -17,7 +18,7 @@ export function interruptSignal(): AbortSignal {
   return running.signal;
 }
 
-/** Ctrl-C exits with 130, a termination request with 143, both after the clean-up actions. */
+/** Ctrl-C exits with 130, a termination request with 143, both without half-written files. */
 export function handleSignals(): void {
   for (const [signal, code] of [
     ["SIGINT", 130],
@@ -31,6 +32,7 @@ export function handleSignals(): void {
         return;
       }
       for (const action of actions) action();
+      removeUnfinished();
       if (signal === "SIGINT") console.error("fewstep: interrupted");
       process.exit(code);
     });

@@ -40,8 +40,9 @@ export function failureOf(error: unknown): Failure {
     return { message: error.code === "commander.help" ? "" : message, code: 2 };
   }
   if (!(error instanceof Error)) return { message: `internal error: ${String(error)}`, code: 1 };
-  const { code, path } = error as NodeJS.ErrnoException;
-  if (code && code in SYSTEM) return { message: [path, SYSTEM[code]].filter(Boolean).join(": "), code: 2 };
+  const { code, path, dest } = error as NodeJS.ErrnoException & { dest?: string };
+  if (code && code in SYSTEM)
+    return { message: [dest ?? path, SYSTEM[code]].filter(Boolean).join(": "), code: 2 };
   if (BUGS.some((bug) => error instanceof bug)) {
     const message = `internal error: ${error.message} (please report it; FEWSTEP_DEBUG=1 shows where)`;
     return { message, code: 1 };

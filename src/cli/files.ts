@@ -1,34 +1,8 @@
-/** @file Output files: where they go, and writing them whole or not at all. */
+/** @file Where pictures are saved. */
 
-import { accessSync, constants, existsSync, mkdirSync, rmSync, statSync } from "node:fs";
-import { open, rename } from "node:fs/promises";
-import { basename, dirname, extname, join } from "node:path";
-import process from "node:process";
-import { onInterrupt } from "./cleanup.ts";
+import { accessSync, constants, existsSync, mkdirSync, statSync } from "node:fs";
+import { dirname, extname, join } from "node:path";
 import { UsageError } from "./errors.ts";
-
-/** Writes through a temporary file beside the target: nobody ever sees half of it. */
-export async function writeFileAtomic(path: string, bytes: Uint8Array | string): Promise<void> {
-  const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
-  const remove = (): void => rmSync(temporary, { force: true });
-  const forget = onInterrupt(remove);
-  try {
-    const file = await open(temporary, "w");
-    try {
-      await file.writeFile(bytes);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await rename(temporary, path);
-  } catch (error) {
-    remove();
-    if (error instanceof Error && "code" in error) (error as NodeJS.ErrnoException).path = path;
-    throw error;
-  } finally {
-    forget();
-  }
-}
 
 /** Where pictures go: into a folder under made-up names, or to one named file. */
 export interface Target {

@@ -6,7 +6,7 @@ import process from "node:process";
 import { type Command, Option } from "commander";
 import type { Picture } from "../platform/index.ts";
 import { UsageError } from "./errors.ts";
-import { outputTarget, picturePaths, type Target, writeFileAtomic } from "./files.ts";
+import { outputTarget, picturePaths, type Target } from "./files.ts";
 import { numberFrom, parseSeed, parseSize, type Size, wholeNumber } from "./options.ts";
 import { startProgress } from "./progress.ts";
 import { DISPLAYS, type Display, detectDisplay, displayPicture } from "./terminal.ts";
@@ -137,7 +137,7 @@ async function savePictures(
   target: Target,
   { prompt, negative, model, steps, guidance, sampler, width, height }: Settings,
 ): Promise<Saved[]> {
-  const { encodePng, formatParameters } = await import("../platform/index.ts");
+  const { atomicWrite, encodePng, formatParameters } = await import("../platform/index.ts");
   const files = picturePaths(
     target,
     prompt,
@@ -156,7 +156,7 @@ async function savePictures(
       Version: `fewstep ${version()}`,
     });
     const png = await encodePng(picture, [{ keyword: "parameters", text }]);
-    await writeFileAtomic(files[i], png);
+    await atomicWrite(files[i], png);
     saved.push({ file: files[i], picture, png });
   }
   return saved;

@@ -1,6 +1,7 @@
 /** @file `fewstep info`: what is this file? */
 
-import { openSync, readFileSync, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
+import { join } from "node:path";
 import type { Command } from "commander";
 import { UsageError } from "./errors.ts";
 
@@ -25,16 +26,17 @@ export function infoCommand(program: Command): void {
 
 async function factsOf(path: string): Promise<Facts> {
   const stat = statSync(path);
+  if (stat.isDirectory()) return modelFacts(path);
+  if (!stat.isFile()) throw new UsageError(`${path}: not a regular file`);
+  if (path.endsWith(".safetensors")) return { kind: "weights", ...(await weightFacts(path)) };
   const { isPng } = await import("../platform/index.ts");
-  if (!stat.isFile()) throw new UsageError(`${path}: not a file`);
-  if (isPng(firstBytes(path, 8))) {
-    if (stat.size > MAX_PICTURE_BYTES)
-      throw new UsageError(
-        `${path}: ${stat.size} bytes are too many for a picture; at most ${MAX_PICTURE_BYTES}`,
-      );
-    return pictureFacts(path);
-  }
-  throw new UsageError(`${path}: neither a PNG picture, nor a .safetensors file, nor a model folder`);
+  if (!isPng(firstBytes(path, 8)))
+    throw new UsageError(`${path}: neither a PNG picture, nor a .safetensors file, nor a model folder`);
+  if (stat.size > MAX_PICTURE_BYTES)
+    throw new UsageError(
+      `${path}: ${stat.size} bytes are too many for a picture; at most ${MAX_PICTURE_BYTES}`,
+    );
+  return pictureFacts(path);
 }
 
 async function pictureFacts(path: string): Promise<Facts> {
@@ -51,10 +53,59 @@ async function pictureFacts(path: string): Promise<Facts> {
   return { ...facts, prompt, negativePrompt, parameters: Object.fromEntries(fields), ...rest };
 }
 
+/** Counts over the tensors of one file; the data itself is not read. */
+async function weightFacts(path: string): Promise<Facts> {
+  const { SafetensorsFile } = await import("../weights/index.ts");
+  const { sizeOf } = await import("../tensor/index.ts");
+  await using file = await SafetensorsFile.open(path);
+  let parameters = 0;
+  let bytes = 0;
+  const dtypes: Record<string, number> = {};
+  for (const entry of file.entries.values()) {
+    parameters += sizeOf(entry.shape);
+    bytes += entry.bytes;
+    dtypes[entry.dtype] = (dtypes[entry.dtype] ?? 0) + 1;
+  }
+  const { metadata } = file;
+  const facts = { tensors: file.entries.size, parameters, bytes, dtypes };
+  return Object.keys(metadata).length > 0 ? { ...facts, metadata } : facts;
+}
+
+/** Components as `model_index.json` lists them (diffusers layout), with class and weights. */
+async function modelFacts(folder: string): Promise<Facts> {
+  const index = readJson(join(folder, "model_index.json"));
+  if (!index) throw new UsageError(`${folder}: not a model folder: it has no model_index.json`);
+  const components: Record<string, Facts> = {};
+  for (const [name, entry] of Object.entries(index)) {
+    // [library, class]; null where an optional component is left out
+    if (!Array.isArray(entry) || typeof entry[1] !== "string" || !/^\w+$/.test(name)) continue;
+    const part = join(folder, name);
+    const files = existsSync(part) ? readdirSync(part).filter((file) => file.endsWith(".safetensors")) : [];
+    const weights: Record<string, Facts> = {};
+    for (const file of files.sort()) weights[file] = await weightFacts(join(part, file));
+    components[name] = { class: entry[1], ...(files.length > 0 ? { weights } : {}) };
+  }
+  return { kind: "model", pipeline: String(index._class_name), components };
+}
+
+/** Undefined when there is no such file. */
+function readJson(path: string): Record<string, unknown> | undefined {
+  if (!existsSync(path)) return undefined;
+  try {
+    const value: unknown = JSON.parse(readFileSync(path, "utf8"));
+    if (typeof value === "object" && value !== null) return value as Record<string, unknown>;
+  } catch {}
+  throw new UsageError(`${path}: not a JSON object`);
+}
+
 function firstBytes(path: string, count: number): Uint8Array {
   const bytes = new Uint8Array(count);
   const file = openSync(path, "r");
-  return bytes.subarray(0, readSync(file, bytes, 0, count, 0));
+  try {
+    return bytes.subarray(0, readSync(file, bytes, 0, count, 0));
+  } finally {
+    closeSync(file);
+  }
 }
 
 /** `key: value` lines; nested objects are indented below their key. */

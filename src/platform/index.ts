@@ -1,3 +1,4 @@
+export { atomicWrite, removeUnfinished } from "./files.ts";
 export { encodePng, type Picture } from "./image.ts";
 export { formatParameters, type GenerationParameters, parseParameters } from "./parameters.ts";
 export { bindPlatform, type Platform, platform } from "./platform.ts";

@@ -1,2 +1,3 @@
 export * from "./dtype.ts";
 export * from "./host.ts";
+export * from "./rng.ts";

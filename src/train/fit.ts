@@ -104,8 +104,8 @@ export async function* fit(job: Job, options: FitOptions): AsyncGenerator<Progre
       upcoming.catch(() => {}); // reported when awaited
     }
     const learningRate = learningRateAt(options.learningRate, step, steps);
-    const ema = Math.min(options.emaDecay, (1 + step) / (10 + step));
-    const scalars = { ...options.optimizer.scalars(step + 1, learningRate), ema };
+    const emaDecay = Math.min(options.emaDecay, (1 + step) / (10 + step));
+    const scalars = { ...options.optimizer.scalars(step + 1, learningRate), emaDecay };
     const { metrics, norm } = await trainer.step(batches, scalars, options.clipNorm);
     const { loss, ...others } = metrics;
     if (!Number.isFinite(loss) || !Number.isFinite(norm))

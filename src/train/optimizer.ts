@@ -18,14 +18,14 @@ export interface StepScalars {
   /** Factor on gradients: 1, or less when their norm is clipped. */
   clip: number;
   /** Share of the old average in the exponential moving average of the parameters. */
-  ema: number;
+  emaDecay: number;
 }
 
 export interface Optimizer {
   /** Names of the state tensors of each parameter, all zero at first. */
   readonly state: readonly string[];
   /** Scalars of step t (from 1) at a learning rate. */
-  scalars(t: number, learningRate: number): Omit<StepScalars, "clip" | "ema">;
+  scalars(t: number, learningRate: number): Omit<StepScalars, "clip" | "emaDecay">;
   /** New parameter and state. All values have the parameter's shape; `s` are scalars. */
   update(p: Value, g: Value, state: readonly Value[], s: Record<keyof StepScalars, Value>): [Value, Value[]];
 }
@@ -81,7 +81,7 @@ export function learningRateAt(
   return peak * (final + (1 - final) * 0.5 * (1 + Math.cos(Math.PI * progress)));
 }
 
-const SCALARS: readonly (keyof StepScalars)[] = ["stepSize", "secondCorrection", "decay", "clip", "ema"];
+const SCALARS: readonly (keyof StepScalars)[] = ["stepSize", "secondCorrection", "decay", "clip", "emaDecay"];
 
 /** The scalar inputs of an update program. */
 export function scalarInputs(): Record<keyof StepScalars, Value> {

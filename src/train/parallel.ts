@@ -240,7 +240,7 @@ function updateGraph(optimizer: Optimizer) {
   return graph({
     "next.p": next,
     ...Object.fromEntries(optimizer.state.map((s, i) => [`next.${s}`, nextState[i]])),
-    "next.ema": average.mul(scalars.ema).add(next.sub(next.mul(scalars.ema))),
+    "next.ema": average.mul(scalars.emaDecay).add(next.sub(next.mul(scalars.emaDecay))),
   });
 }
 

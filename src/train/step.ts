@@ -48,7 +48,7 @@ export function trainStep(
     optimizer.state.forEach((s, j) => keep(`${s}.${name}`, newState[j]));
     if (ema) {
       const average = input(`ema.${name}`, "float32", shape);
-      keep(`ema.${name}`, average.mul(scalars.ema).add(next.sub(next.mul(scalars.ema))));
+      keep(`ema.${name}`, average.mul(scalars.emaDecay).add(next.sub(next.mul(scalars.emaDecay))));
     }
   });
   return { graph: graph(outputs), state };

@@ -1,8 +1,8 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { outputTarget, picturePaths, writeFileAtomic } from "../../src/cli/files.ts";
+import { outputTarget, picturePaths } from "../../src/cli/files.ts";
 
 let folder: string;
 beforeEach(() => {
@@ -41,13 +41,4 @@ test.each([
 test("other endings are refused", () => {
   expect(() => outputTarget(join(folder, "apple.jpg"))).toThrow('end the name in ".png"');
   expect(() => outputTarget(join(folder, "apple"))).toThrow('end the name in ".png"');
-});
-
-test("files are replaced whole, and nothing is left behind when writing fails", async () => {
-  const path = join(folder, "a.txt");
-  await writeFileAtomic(path, "one");
-  await writeFileAtomic(path, "two");
-  expect(readFileSync(path, "utf8")).toBe("two");
-  await expect(writeFileAtomic(folder, "over a folder")).rejects.toMatchObject({ path: folder });
-  expect(readdirSync(folder)).toEqual(["a.txt"]);
 });

@@ -1,8 +1,10 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { encodePng, formatParameters } from "../../src/platform/index.ts";
+import { castTensor, floats } from "../../src/tensor/index.ts";
+import { saveSafetensors } from "../../src/weights/index.ts";
 import { fewstep } from "./run.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "fewstep-"));
@@ -47,6 +49,61 @@ describe("a picture", () => {
     writeFileSync(half, whole.subarray(0, 50));
     const { code, stderr } = await fewstep(["info", half]);
     expect(stderr).toMatch(/^fewstep: .*half.png: PNG is truncated/);
+    expect(code).toBe(2);
+  });
+});
+
+describe("weights", () => {
+  const file = join(folder, "unet.safetensors");
+  const tensors = {
+    "conv_in.weight": floats([4, 3, 2, 2]),
+    "conv_in.bias": floats([4]),
+    scale: castTensor(floats([2]), "float16"),
+  };
+  const facts = { tensors: 3, parameters: 54, bytes: 212, dtypes: { float32: 2, float16: 1 } };
+
+  test("are counted", async () => {
+    await saveSafetensors(file, tensors, { format: "pt" });
+    const { stdout } = await fewstep(["info", file, "--json"]);
+    expect(JSON.parse(stdout)).toEqual({ file, kind: "weights", ...facts, metadata: { format: "pt" } });
+  });
+
+  test("truncated: says so with exit code 2", async () => {
+    const cut = join(folder, "cut.safetensors");
+    writeFileSync(cut, readFileSync(file).subarray(0, -10));
+    const { code, stderr } = await fewstep(["info", cut]);
+    expect(stderr).toMatch(/^fewstep: cut.safetensors: truncated[^\n]*\n$/);
+    expect(code).toBe(2);
+  });
+
+  test("of a model folder are listed by component", async () => {
+    const model = join(folder, "model");
+    const unet = join(model, "unet/diffusion_pytorch_model.safetensors");
+    await saveSafetensors(unet, tensors);
+    const index = {
+      _class_name: "StableDiffusionXLPipeline",
+      scheduler: ["diffusers", "EulerDiscreteScheduler"],
+      unet: ["diffusers", "UNet2DConditionModel"],
+      image_encoder: [null, null],
+      "../../etc": ["diffusers", "UNet2DConditionModel"],
+      force_zeros_for_empty_prompt: true,
+    };
+    writeFileSync(join(model, "model_index.json"), JSON.stringify(index));
+    const { stdout } = await fewstep(["info", model, "--json"]);
+    expect(JSON.parse(stdout)).toEqual({
+      file: model,
+      kind: "model",
+      pipeline: "StableDiffusionXLPipeline",
+      components: {
+        scheduler: { class: "EulerDiscreteScheduler" },
+        unet: { class: "UNet2DConditionModel", weights: { "diffusion_pytorch_model.safetensors": facts } },
+      },
+    });
+  });
+
+  test("a folder without model_index.json is refused", async () => {
+    const { code, stderr } = await fewstep(["info", folder]);
+    expect(stderr).toMatch(/not a model folder: it has no model_index.json/);
     expect(code).toBe(2);
   });
 });

@@ -1,0 +1,42 @@
+/** @file Files appear whole or not at all. */
+
+import { rmSync } from "node:fs";
+import { mkdir, open, rename } from "node:fs/promises";
+import { dirname } from "node:path";
+import process from "node:process";
+
+/** Temporary files being written. */
+const unfinished = new Set<string>();
+
+/**
+ * Writes parts to a temporary file beside `path`, syncs and renames it; creates the folder. On any failure
+ * nothing is left. Text is written as UTF-8.
+ */
+export async function atomicWrite(path: string, ...parts: readonly (Uint8Array | string)[]): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  const temporary = `${path}.${process.pid}.tmp`;
+  unfinished.add(temporary);
+  try {
+    const file = await open(temporary, "w");
+    try {
+      for (const part of parts) await file.writeFile(part);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOSPC")
+      throw new Error(`${path}: the disk is full; nothing was written`, { cause: error });
+    throw error;
+  } finally {
+    unfinished.delete(temporary);
+  }
+}
+
+/** For a process that is about to end: removes what was not written whole. */
+export function removeUnfinished(): void {
+  for (const path of unfinished) rmSync(path, { force: true });
+}

@@ -1,0 +1,1 @@
+export { ClipTokenizer, type TokenizerFiles, trainBpe } from "./clip.ts";

@@ -1,0 +1,227 @@
+/**
+ * @file The safetensors format: an 8-byte little-endian header length, a JSON header, the data. Files come from
+ * strangers, so every number in a header is checked before it is used.
+ */
+
+import { type FileHandle, open } from "node:fs/promises";
+import { basename } from "node:path";
+import { DTYPES, type DType, type HostTensor, sizeOf } from "../tensor/index.ts";
+import { atomicWrite } from "./atomic.ts";
+
+const NAMES: Record<string, DType> = {
+  F64: "float64",
+  F32: "float32",
+  F16: "float16",
+  BF16: "bfloat16",
+  I64: "int64",
+  I32: "int32",
+  I8: "int8",
+  U8: "uint8",
+  BOOL: "bool",
+};
+const CODES = Object.fromEntries(Object.entries(NAMES).map(([code, dtype]) => [dtype, code]));
+const MAX_HEADER = 100_000_000; // as the reference implementation
+
+export interface TensorEntry {
+  dtype: DType;
+  shape: readonly number[];
+  /** Position in the file, in bytes. */
+  offset: number;
+  bytes: number;
+}
+
+/** An open file: the header is read, the data is read on demand. Close it with `close` or `await using`. */
+export class SafetensorsFile implements AsyncDisposable {
+  readonly path: string;
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly entries: ReadonlyMap<string, TensorEntry>;
+  private readonly handle: FileHandle;
+
+  private constructor(
+    path: string,
+    metadata: Record<string, string>,
+    entries: Map<string, TensorEntry>,
+    handle: FileHandle,
+  ) {
+    this.path = path;
+    this.metadata = metadata;
+    this.entries = entries;
+    this.handle = handle;
+  }
+
+  /** @throws one sentence with the file's name when it is not a valid safetensors file. */
+  static async open(path: string): Promise<SafetensorsFile> {
+    const handle = await open(path, "r").catch((error: NodeJS.ErrnoException) => {
+      throw error.code === "ENOENT" ? new Error(`${path}: no such file`, { cause: error }) : error;
+    });
+    try {
+      const { size } = await handle.stat();
+      const length = await readHeaderLength(handle, size, path);
+      const text = await readBytes(handle, 8, length);
+      const { metadata, entries } = parseHeader(text, size - 8 - length, 8 + length, basename(path));
+      return new SafetensorsFile(path, metadata, entries, handle);
+    } catch (error) {
+      await handle.close();
+      throw error;
+    }
+  }
+
+  async read(name: string): Promise<HostTensor> {
+    const entry = this.entries.get(name);
+    if (!entry) throw new Error(`${basename(this.path)}: no tensor is called ${name}`);
+    const { buffer } = await readBytes(this.handle, entry.offset, entry.bytes);
+    return {
+      dtype: entry.dtype,
+      shape: entry.shape,
+      data: new DTYPES[entry.dtype].array(buffer, 0, sizeOf(entry.shape)),
+    };
+  }
+
+  async close(): Promise<void> {
+    await this.handle.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+async function readBytes(handle: FileHandle, position: number, length: number): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  for (let done = 0; done < length; ) {
+    const { bytesRead } = await handle.read(bytes, done, Math.min(length - done, 1 << 30), position + done);
+    if (bytesRead === 0) throw new Error("the file ended while it was read");
+    done += bytesRead;
+  }
+  return bytes;
+}
+
+async function readHeaderLength(handle: FileHandle, size: number, path: string): Promise<number> {
+  const name = basename(path);
+  if (size < 8) throw new Error(`${name}: not a safetensors file: ${size} bytes, the header alone needs more`);
+  const head = await readBytes(handle, 0, 8);
+  const length = new DataView(head.buffer).getBigUint64(0, true);
+  if (length > BigInt(MAX_HEADER))
+    throw new Error(`${name}: not a safetensors file: its header claims ${length} bytes, at most ${MAX_HEADER} are allowed`);
+  if (Number(length) > size - 8)
+    throw new Error(`${name}: truncated: the header needs ${length} bytes, the file has ${size - 8}; fetch it again`);
+  return Number(length);
+}
+
+/** @param room bytes after the header; @param start their position in the file. */
+function parseHeader(
+  text: Uint8Array,
+  room: number,
+  start: number,
+  name: string,
+): { metadata: Record<string, string>; entries: Map<string, TensorEntry> } {
+  let header: unknown;
+  try {
+    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text));
+  } catch {
+    throw new Error(`${name}: not a safetensors file: the header is not JSON`);
+  }
+  if (header === null || typeof header !== "object" || Array.isArray(header))
+    throw new Error(`${name}: the safetensors header is not an object`);
+  const metadata: Record<string, string> = {};
+  const entries = new Map<string, TensorEntry>();
+  for (const [key, value] of Object.entries(header)) {
+    if (key !== "__metadata__") {
+      entries.set(key, parseEntry(key, value, room, start, name));
+      continue;
+    }
+    if (value === null || typeof value !== "object")
+      throw new Error(`${name}: __metadata__ is not an object of strings`);
+    for (const [k, v] of Object.entries(value as object)) {
+      if (typeof v !== "string") throw new Error(`${name}: metadata ${k} is not a string`);
+      if (k !== "__proto__") metadata[k] = v;
+    }
+  }
+  let end = start;
+  for (const [key, e] of [...entries].sort(([, a], [, b]) => a.offset - b.offset || a.bytes - b.bytes)) {
+    if (e.offset !== end)
+      throw new Error(`${name}: tensor ${key} ${e.offset < end ? "overlaps another" : "leaves a gap before it"}`);
+    end += e.bytes;
+  }
+  if (end !== start + room)
+    throw new Error(`${name}: ${start + room - end} bytes after the last tensor; the file is damaged`);
+  return { metadata, entries };
+}
+
+function parseEntry(key: string, value: unknown, room: number, start: number, name: string): TensorEntry {
+  const { dtype, shape, data_offsets } = (value ?? {}) as Record<string, unknown>;
+  if (typeof dtype !== "string" || !Object.hasOwn(NAMES, dtype))
+    throw new Error(`${name}: tensor ${key} has dtype ${JSON.stringify(dtype)}; known are ${Object.keys(NAMES).join(", ")}`);
+  const natural = (x: unknown): x is number => Number.isSafeInteger(x) && (x as number) >= 0;
+  if (!Array.isArray(shape) || !shape.every(natural) || !Number.isSafeInteger(sizeOf(shape)))
+    throw new Error(`${name}: tensor ${key} has shape ${JSON.stringify(shape)}; expected whole numbers`);
+  if (!Array.isArray(data_offsets) || data_offsets.length !== 2 || !data_offsets.every(natural))
+    throw new Error(`${name}: tensor ${key} has data_offsets ${JSON.stringify(data_offsets)}; expected two whole numbers`);
+  const [from, to] = data_offsets as [number, number];
+  if (from > to || to > room)
+    throw new Error(`${name}: truncated: tensor ${key} lies at bytes ${from}–${to}, the file has ${room}; fetch it again`);
+  const info = NAMES[dtype];
+  const bytes = sizeOf(shape as number[]) * DTYPES[info].bytes;
+  if (to - from !== bytes)
+    throw new Error(`${name}: tensor ${key} ${dtype}[${shape}] needs ${bytes} bytes, its offsets give ${to - from}`);
+  return { dtype: info, shape: shape as number[], offset: start + from, bytes };
+}
+
+export interface LoadedSafetensors {
+  metadata: Readonly<Record<string, string>>;
+  tensors: Record<string, HostTensor>;
+}
+
+/** Reads a whole file. */
+export async function loadSafetensors(path: string): Promise<LoadedSafetensors> {
+  await using file = await SafetensorsFile.open(path);
+  const tensors: Record<string, HostTensor> = Object.create(null);
+  for (const name of file.entries.keys()) tensors[name] = await file.read(name);
+  return { metadata: file.metadata, tensors };
+}
+
+/** Writes a file atomically, tensors in the order given. */
+export async function saveSafetensors(
+  path: string,
+  tensors: Readonly<Record<string, HostTensor>>,
+  metadata?: Readonly<Record<string, string>>,
+): Promise<void> {
+  const header: Record<string, unknown> = metadata ? { __metadata__: metadata } : {};
+  const parts: Uint8Array[] = [];
+  let offset = 0;
+  for (const [name, { dtype, shape, data }] of Object.entries(tensors)) {
+    header[name] = { dtype: CODES[dtype], shape, data_offsets: [offset, offset + data.byteLength] };
+    offset += data.byteLength;
+    parts.push(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+  // Spaces align the data, so that it can be used in place.
+  const json = JSON.stringify(header);
+  const raw = new TextEncoder().encode(json);
+  const text = new Uint8Array(Math.ceil((8 + raw.length) / 64) * 64 - 8).fill(32);
+  text.set(raw);
+  const length = new Uint8Array(8);
+  new DataView(length.buffer).setBigUint64(0, BigInt(text.length), true);
+  await atomicWrite(path, length, text, ...parts);
+}
+
+/**
+ * Compares the tensors a model needs with those a file has.
+ * @throws one error that lists missing, left-over and misshapen keys (the first eight of each, and the counts).
+ */
+export function matchKeys(
+  what: string,
+  expected: Readonly<Record<string, readonly number[]>>,
+  actual: Readonly<Record<string, { shape: readonly number[] }>>,
+): void {
+  const missing = Object.keys(expected).filter((k) => !Object.hasOwn(actual, k));
+  const left = Object.keys(actual).filter((k) => !Object.hasOwn(expected, k));
+  const wrong = Object.keys(expected)
+    .filter((k) => Object.hasOwn(actual, k) && actual[k].shape.join() !== expected[k].join())
+    .map((k) => `${k} (needs [${expected[k]}], has [${actual[k].shape}])`);
+  const part = (label: string, keys: string[]) =>
+    keys.length === 0
+      ? []
+      : [`${keys.length} ${label}: ${keys.slice(0, 8).join(", ")}${keys.length > 8 ? ", …" : ""}`];
+  const parts = [...part("missing", missing), ...part("left over", left), ...part("of another shape", wrong)];
+  if (parts.length > 0) throw new Error(`${what} does not fit: ${parts.join("; ")}`);
+}
