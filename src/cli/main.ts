@@ -4,6 +4,7 @@
 import process from "node:process";
 import { Command } from "commander";
 import { handleSignals } from "./cleanup.ts";
+import { dataCommand } from "./data.ts";
 import { report } from "./errors.ts";
 import { generateCommand } from "./generate.ts";
 import { infoCommand } from "./info.ts";
@@ -17,6 +18,7 @@ const program = new Command("fewstep")
 
 generateCommand(program);
 infoCommand(program);
+dataCommand(program);
 
 handleSignals();
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {

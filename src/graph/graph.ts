@@ -94,6 +94,11 @@ export function verify(g: Graph): Graph {
   return g;
 }
 
+/** Multiplications and additions of the products in a graph of static shapes. */
+export function flopsOf(g: Graph): number {
+  return topological(Object.values(g.outputs)).reduce((sum, v) => sum + (v.op.flops?.(v) ?? 0), 0);
+}
+
 /** `float32[B,4,H,W]` */
 export function typeText(t: TypeInfo): string {
   return `${t.dtype}[${t.shape.join(",")}]`;

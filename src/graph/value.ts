@@ -50,6 +50,8 @@ export interface OpDef {
   grad?(dy: Value, y: Value): (Value | undefined)[];
   /** Names of the outputs. */
   onnx(emit: Emit, inputs: readonly string[], y: Value): string[];
+  /** Multiplications and additions of a product over static shapes; absent for cheap operators. */
+  flops?(y: Value): number;
   /** Leaves (inputs, parameters, constants) have no inputs and are known by name or content. */
   readonly leaf?: boolean;
 }

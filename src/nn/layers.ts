@@ -17,7 +17,7 @@ const ONE: Init = { kind: "constant", value: 1 };
 const ZERO: Init = { kind: "constant", value: 0 };
 
 /** U(−1/√fanIn, 1/√fanIn): He et al. 2015 with a = √5, the default of torch.nn. */
-function fanIn(n: number): Init {
+export function fanIn(n: number): Init {
   return { kind: "uniform", bound: 1 / Math.sqrt(n) };
 }
 

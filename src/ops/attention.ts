@@ -1,6 +1,6 @@
 /** @file Multi-head attention (Vaswani et al. 2017). B batch, T queries, S keys, h heads, d width of one head. */
 
-import { apply, type OpDef, typeText, type Value } from "../graph/index.ts";
+import { apply, type OpDef, sizeDim, typeText, type Value } from "../graph/index.ts";
 
 export interface AttentionOptions {
   heads: number;
@@ -50,6 +50,7 @@ const attentionOp: OpDef = {
       undefined, // masks are not trained
     ];
   },
+  flops: ({ inputs: [q, k] }) => 4 * (sizeDim(q.shape) as number) * (k.shape[1] as number),
   onnx: (emit, [q, k, v, mask], y) =>
     emit.node(
       "MultiHeadAttention",

@@ -1,6 +1,15 @@
 /** @file Convolution in NCHW. B batch, C/O channels in/out, H W input, h w output, k kernel. */
 
-import { addDim, apply, type Dim, floorDivDim, type OpDef, typeText, type Value } from "../graph/index.ts";
+import {
+  addDim,
+  apply,
+  type Dim,
+  floorDivDim,
+  type OpDef,
+  sizeDim,
+  typeText,
+  type Value,
+} from "../graph/index.ts";
 import { concat } from "./movement.ts";
 import { gemm } from "./matmul.ts";
 
@@ -41,6 +50,7 @@ const convOp: OpDef = {
     if (options.group !== 1) throw new Error("Conv: the gradient with group > 1 is missing");
     return [gradInput(dy, x, w, options), gradWeight(dy, x, w, options), b && dy.sum([0, 2, 3])];
   },
+  flops: (y) => 2 * (sizeDim(y.shape) as number) * (sizeDim(y.inputs[1].shape.slice(1)) as number),
   onnx: (emit, inputs, y) =>
     emit.node("Conv", inputs, {
       strides: y.attrs.strides as number[],
@@ -67,6 +77,7 @@ const convTransposeOp: OpDef = {
     dtype: x.dtype,
     shape: [x.shape[0], w.shape[1], ...(attrs.size as readonly Dim[])],
   }),
+  flops: ({ inputs: [x, w] }) => 2 * (sizeDim(x.shape) as number) * (sizeDim(w.shape.slice(1)) as number),
   onnx: (emit, inputs, y) => {
     const { strides, pads } = y.attrs as unknown as Required<ConvOptions>;
     const [x, w] = y.inputs;
@@ -79,15 +90,18 @@ const convTransposeOp: OpDef = {
   },
 };
 
-/** dw = dy·im2col(x)ᵀ as one matrix product over all positions of the batch. */
+/**
+ * dw = dyᵀ·im2col(x) as one matrix product over all positions of the batch. Channels come last, so that the nine
+ * shifted copies are runs of whole pixels.
+ */
 function gradWeight(dy: Value, x: Value, w: Value, options: Required<ConvOptions>): Value {
   const [O, C, kh, kw] = w.shape as number[];
-  const rows = dy.transpose([1, 0, 2, 3]).reshape([O, -1]); // [O, B·h·w]
-  const columns = im2col(x, kh, kw, dy.shape.slice(2) as number[], options); // [kh·kw·C, B·h·w]
-  return gemm(rows, columns, { transB: true }).reshape([O, kh, kw, C]).transpose([0, 3, 1, 2]);
+  const rows = dy.transpose([0, 2, 3, 1]).reshape([-1, O]); // [B·h·w, O]
+  const columns = im2col(x, kh, kw, dy.shape.slice(2) as number[], options); // [B·h·w, kh·kw·C]
+  return gemm(rows, columns, { transA: true }).reshape([O, kh, kw, C]).transpose([0, 3, 1, 2]);
 }
 
-/** The input under each kernel position: [B,C,H,W] → [kh·kw·C, B·h·w]. */
+/** The input under each kernel position: [B,C,H,W] → [B·h·w, kh·kw·C]. */
 function im2col(
   x: Value,
   kh: number,
@@ -95,16 +109,16 @@ function im2col(
   [h, w]: readonly number[],
   { strides: [sy, sx], pads }: Required<ConvOptions>,
 ): Value {
-  const padded = x.transpose([1, 0, 2, 3]).pad(2, pads[0], pads[2]).pad(3, pads[1], pads[3]); // [C,B,H,W]
-  const C = x.shape[1];
-  if (kh === sy && kw === sx && pads.every((p) => p === 0) && padded.shape[2] === h * sy && padded.shape[3] === w * sx)
+  const padded = x.transpose([0, 2, 3, 1]).pad(1, pads[0], pads[2]).pad(2, pads[1], pads[3]); // [B,H,W,C]
+  const width = kh * kw * (x.shape[1] as number);
+  if (kh === sy && kw === sx && pads.every((p) => p === 0) && padded.shape[1] === h * sy && padded.shape[2] === w * sx)
     // Patches that do not overlap are a reshape.
-    return padded.reshape([C, -1, h, sy, w, sx]).transpose([3, 5, 0, 1, 2, 4]).reshape([kh * kw * (C as number), -1]);
+    return padded.reshape([-1, h, sy, w, sx, x.shape[1]]).transpose([0, 1, 3, 2, 4, 5]).reshape([-1, width]);
   const shifted: Value[] = [];
   for (let i = 0; i < kh; i++)
     for (let j = 0; j < kw; j++)
-      shifted.push(padded.slice(2, i, i + (h - 1) * sy + 1, sy).slice(3, j, j + (w - 1) * sx + 1, sx));
-  return concat(shifted, 0).reshape([kh * kw * (C as number), -1]);
+      shifted.push(padded.slice(1, i, i + (h - 1) * sy + 1, sy).slice(2, j, j + (w - 1) * sx + 1, sx));
+  return concat(shifted, 3).reshape([-1, width]);
 }
 
 /** x [B,C,H,W] * w [O,C/group,k,k] + b [O] → [B,O,h,w] */

@@ -1,0 +1,2 @@
+export { readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+export * from "./sdxl.ts";

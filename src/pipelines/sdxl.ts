@@ -1,0 +1,362 @@
+/**
+ * @file Text to image with an SDXL-family model folder. B batch, T text tokens, D text width, h w latent.
+ */
+
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { graph, input, symbol } from "../graph/index.ts";
+import {
+  type ClipTextConfig,
+  clipText,
+  clipTextConfig,
+  clipTextWithProjection,
+  type UNetConfig,
+  unet,
+  unetConfig,
+  type VaeConfig,
+  vaeConfig,
+  vaeDecode,
+  vaeScaleFactor,
+} from "../models/index.ts";
+import { rootScope } from "../nn/index.ts";
+import { concat } from "../ops/index.ts";
+import type { Picture } from "../platform/index.ts";
+import { compile, type Device, type Program } from "../runtime/index.ts";
+import {
+  ddim,
+  euler,
+  guided,
+  initialNoise,
+  type NoiseRule,
+  parameterize,
+  type SchedulerConfig,
+  type Spacing,
+  schedule,
+  schedulerConfig,
+} from "../samplers/index.ts";
+import { type FloatTensor, floats } from "../tensor/index.ts";
+import type { ClipTokenizer } from "../tokenizers/index.ts";
+import { readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+
+export interface LoadOptions {
+  /** Default "cpu". */
+  device?: Device;
+  /** Threads of a program; default all cores. */
+  threads?: number;
+}
+
+export type Sampler = "euler" | "ddim";
+
+export interface GenerateOptions {
+  /** Network evaluations with a prompt. Default: the model's. */
+  steps?: number;
+  /** Classifier-free guidance (Ho & Salimans 2022); up to 1 it is off. Default: the model's. */
+  guidance?: number;
+  /** Default "": zeros where the model was trained with them. Has no effect without guidance. */
+  negativePrompt?: string;
+  /** Of torch's CPU generator, 0 to 2⁶⁴ − 1. Default 0. */
+  seed?: number | bigint;
+  /** Default 1. */
+  batch?: number;
+  /** Whether picture i takes seed + i, or all come from one stream. Default "per-image". */
+  noiseRule?: NoiseRule;
+  /** Pixels; default the model's size. */
+  width?: number;
+  height?: number;
+  /** Default "euler". */
+  sampler?: Sampler;
+  /** Default: the scheduler config's. */
+  spacing?: Spacing;
+  /** Stops between steps. */
+  signal?: AbortSignal;
+  onStep?: (step: DenoiseStep) => void;
+}
+
+export interface DenoiseStep {
+  /** From 0. */
+  i: number;
+  total: number;
+  /** The sampler's estimate of the clean latents, [B,4,h,w]. */
+  denoised: FloatTensor;
+}
+
+export interface GeneratedPicture extends Picture {
+  seed: number | bigint;
+}
+
+export interface ModelInfo {
+  /** Latent side the model was trained at. */
+  sampleSize: number;
+  /** Pixels per latent position. */
+  vaeScaleFactor: number;
+  defaults: { steps: number; guidance: number };
+}
+
+/** Seconds of each part of the last call. */
+export interface Timings {
+  load: number;
+  encode: number;
+  denoise: number;
+  decode: number;
+}
+
+interface Components {
+  folder: string;
+  tokenizers: readonly [ClipTokenizer, ClipTokenizer];
+  text: readonly [ClipTextConfig, ClipTextConfig];
+  unet: UNetConfig;
+  vae: VaeConfig;
+  scheduler: SchedulerConfig;
+  zeroEmptyPrompt: boolean;
+  defaults: ModelInfo["defaults"];
+}
+
+interface Prompt {
+  hidden: FloatTensor; // [B,T,D]
+  pooled: FloatTensor; // [B,P]
+}
+
+/** Folder of the model that comes with the package. */
+export function bundledModel(): string {
+  const here = new URL(".", import.meta.url);
+  const folder = [new URL("../../models/fewstep", here)].map((u) => fileURLToPath(u)).find((p) => existsSync(p));
+  if (!folder) throw new Error("the bundled model is missing from this installation; install fewstep again or name a model folder");
+  return folder;
+}
+
+/** An SDXL-family model, ready to run. Free it with `dispose` (or `await using`). */
+export class SDXL implements AsyncDisposable {
+  readonly info: ModelInfo;
+  readonly timings: Timings = { load: 0, encode: 0, denoise: 0, decode: 0 };
+  private readonly parts: Components;
+  private readonly textProgram: Program;
+  private readonly unetProgram: Program;
+  private readonly vaeProgram: Program;
+
+  private constructor(parts: Components, [text, unetProgram, vae]: readonly [Program, Program, Program]) {
+    this.parts = parts;
+    this.textProgram = text;
+    this.unetProgram = unetProgram;
+    this.vaeProgram = vae;
+    const vaeFactor = vaeScaleFactor(parts.vae);
+    const sampleSize = parts.unet.sample_size ?? parts.vae.sample_size / vaeFactor;
+    this.info = { sampleSize, vaeScaleFactor: vaeFactor, defaults: parts.defaults };
+  }
+
+  /**
+   * Loads a model folder in diffusers layout.
+   * @throws one sentence when a component is missing or does not fit its config.
+   */
+  static async load(folder: string, { device = "cpu", threads }: LoadOptions = {}): Promise<SDXL> {
+    const started = performance.now();
+    const parts = await readComponents(folder);
+    const options = { device, threads };
+    const sdxl = new SDXL(parts, [
+      await compileText(parts, options),
+      await compileUNet(parts, options),
+      await compileVae(parts, options),
+    ]);
+    sdxl.timings.load = (performance.now() - started) / 1000;
+    return sdxl;
+  }
+
+  /** Pictures for a prompt. */
+  async textToImage(prompt: string, options: GenerateOptions = {}): Promise<GeneratedPicture[]> {
+    const steps = this.denoise(prompt, options);
+    let next = await steps.next();
+    for (; !next.done; next = await steps.next()) options.onStep?.(next.value);
+    const pictures = await this.decode(next.value);
+    const { seed = 0 } = options;
+    return pictures.map((p, i) => ({ ...p, seed: options.noiseRule === "stream" ? seed : addSeed(seed, i) }));
+  }
+
+  /** Yields after every step and returns the latents; leave the loop to cancel. */
+  async *denoise(prompt: string, options: GenerateOptions = {}): AsyncGenerator<DenoiseStep, FloatTensor> {
+    const { steps, guidance } = { ...this.info.defaults, ...defined(options) };
+    const { batch = 1, seed = 0, noiseRule = "per-image", negativePrompt = "", sampler = "euler", signal } = options;
+    const { width, height } = this.size(options);
+    let started = performance.now();
+    const positive = await this.encode([prompt]);
+    const negative =
+      negativePrompt === "" && this.parts.zeroEmptyPrompt
+        ? { hidden: floats(positive.hidden.shape), pooled: floats(positive.pooled.shape) }
+        : guidance > 1
+          ? await this.encode([negativePrompt])
+          : positive;
+    this.timings.encode = (performance.now() - started) / 1000;
+
+    const factor = this.info.vaeScaleFactor;
+    const shape = [batch, this.parts.unet.in_channels, height / factor, width / factor];
+    const plan = schedule(this.parts.scheduler, steps, options.spacing);
+    const noise = initialNoise({ seed, shape, rule: noiseRule });
+    const x = floats(shape, noise.data.map((v) => v * plan.initNoiseSigma));
+    const evaluate = (input: Prompt) => (sample: FloatTensor, timestep: number) =>
+      this.evaluate(sample, timestep, input, [height, width]);
+    const model = guided(evaluate(positive), evaluate(negative), guidance);
+    const denoise = parameterize(model, this.parts.scheduler, plan);
+    const loop = sampler === "ddim" ? ddim(denoise, x, plan) : euler(denoise, x, plan.sigmas);
+    this.timings.denoise = 0;
+    started = performance.now();
+    for (let step = await loop.next(); ; step = await loop.next()) {
+      this.timings.denoise += (performance.now() - started) / 1000;
+      if (step.done) return step.value;
+      signal?.throwIfAborted();
+      yield { i: step.value.i, total: steps, denoised: step.value.denoised };
+      started = performance.now();
+    }
+  }
+
+  /** Pictures of latents [B,4,h,w]. */
+  async decode(latents: FloatTensor): Promise<Picture[]> {
+    const started = performance.now();
+    const { latents_mean: mean, latents_std: std, scaling_factor, shift_factor } = this.parts.vae;
+    const [B, C, h, w] = latents.shape;
+    const raw = latents.data.map((v, i) => {
+      const c = Math.floor(i / (h * w)) % C;
+      return mean && std ? (v * std[c]) / scaling_factor + mean[c] : v / scaling_factor + (shift_factor ?? 0);
+    });
+    const out = await this.vaeProgram.run({ latents: floats(latents.shape, raw) });
+    const [, , height, width] = out.pictures.shape;
+    const planes = out.pictures.data as Float32Array;
+    const n = 3 * height * width;
+    const pictures = Array.from({ length: B }, (_, b) => ({
+      width,
+      height,
+      data: planesToRgb(planes.subarray(b * n, (b + 1) * n)),
+    }));
+    this.timings.decode = (performance.now() - started) / 1000;
+    return pictures;
+  }
+
+  /** Text encoders' outputs for some prompts. */
+  async encode(prompts: readonly string[]): Promise<Prompt> {
+    const [first, second] = this.parts.tokenizers.map((t) => t.encodeBatch(prompts));
+    const feeds = { ids: first.ids, end: first.end, ids_2: second.ids, end_2: second.end };
+    const out = await this.textProgram.run(feeds);
+    return { hidden: out.hidden as FloatTensor, pooled: out.pooled as FloatTensor };
+  }
+
+  private async evaluate(
+    sample: FloatTensor,
+    timestep: number,
+    prompt: Prompt,
+    [height, width]: readonly [number, number],
+  ): Promise<FloatTensor> {
+    const B = sample.shape[0];
+    const ids = floats([B, 6], Array.from({ length: 6 * B }, (_, i) => [height, width, 0, 0, height, width][i % 6]));
+    const out = await this.unetProgram.run({
+      sample,
+      timestep: floats([B], new Float32Array(B).fill(timestep)),
+      hidden: repeated(prompt.hidden, B),
+      pooled: repeated(prompt.pooled, B),
+      time_ids: ids,
+    });
+    return out.prediction as FloatTensor;
+  }
+
+  private size({ width, height }: GenerateOptions): { width: number; height: number } {
+    const { sampleSize, vaeScaleFactor: factor } = this.info;
+    const size = { width: width ?? sampleSize * factor, height: height ?? sampleSize * factor };
+    for (const side of [size.width, size.height])
+      if (!Number.isInteger(side / factor) || side < factor)
+        throw new Error(`size ${size.width}×${size.height}: both sides must be positive multiples of ${factor}`);
+    return size;
+  }
+
+  async dispose(): Promise<void> {
+    await Promise.all([this.textProgram, this.unetProgram, this.vaeProgram].map((p) => p.dispose()));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose();
+  }
+}
+
+async function readComponents(folder: string): Promise<Components> {
+  const index = await readJson(join(folder, "model_index.json"));
+  const config = (part: string, file = "config.json") => readJson(join(folder, part, file));
+  const text = [clipTextConfig(await config("text_encoder")), clipTextConfig(await config("text_encoder_2"))] as const;
+  const defaults = index.fewstep as Partial<ModelInfo["defaults"]> | undefined;
+  return {
+    folder,
+    tokenizers: [await readTokenizer(join(folder, "tokenizer")), await readTokenizer(join(folder, "tokenizer_2"))],
+    text,
+    unet: unetConfig(await config("unet")),
+    vae: vaeConfig(await config("vae")),
+    scheduler: schedulerConfig(await config("scheduler", "scheduler_config.json")),
+    zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
+    // diffusers ignores keys it does not know; these are the settings the model was judged with.
+    defaults: { steps: defaults?.steps ?? 30, guidance: defaults?.guidance ?? 5 },
+  };
+}
+
+type Run = Pick<LoadOptions, "device" | "threads">;
+
+async function compileText({ folder, text, tokenizers }: Components, run: Run): Promise<Program> {
+  const B = symbol("B");
+  const tokens = (name: string, i: number) => input(name, "int64", [B, tokenizers[i].maxLength]);
+  const root = rootScope();
+  const first = clipText(root.at("1"), text[0], { ids: tokens("ids", 0), end: input("end", "int64", [B]) });
+  const second = clipTextWithProjection(root.at("2"), text[1], {
+    ids: tokens("ids_2", 1),
+    end: input("end_2", "int64", [B]),
+  });
+  const penultimate = [first, second].map(({ hiddenStates }) => hiddenStates[hiddenStates.length - 2]);
+  // `pooled_1` is not used, but keeps the last layers in the key list that is checked against the file.
+  const g = graph({ hidden: concat(penultimate, 2), pooled: second.textEmbeds, pooled_1: first.pooled });
+  const files = {
+    "1.": weightsFile(join(folder, "text_encoder")),
+    "2.": weightsFile(join(folder, "text_encoder_2")),
+  };
+  return compile(g, { ...(await weightsOf(g, files)), ...run });
+}
+
+async function compileUNet({ folder, unet: config, text }: Components, run: Run): Promise<Program> {
+  const [B, H, W] = ["B", "H", "W"].map(symbol);
+  const prediction = unet(rootScope(), config, {
+    sample: input("sample", "float32", [B, config.in_channels, H, W]),
+    timestep: input("timestep", "float32", [B]),
+    encoderHiddenStates: input("hidden", "float32", [B, symbol("T"), config.cross_attention_dim]),
+    textEmbeds: input("pooled", "float32", [B, text[1].projection_dim]),
+    timeIds: input("time_ids", "float32", [B, 6]),
+  });
+  const g = graph({ prediction });
+  return compile(g, { ...(await weightsOf(g, { "": weightsFile(join(folder, "unet")) })), ...run });
+}
+
+async function compileVae({ folder, vae: config }: Components, run: Run): Promise<Program> {
+  const [B, H, W] = ["B", "H", "W"].map(symbol);
+  const latents = input("latents", "float32", [B, config.latent_channels, H, W]);
+  const g = graph({ pictures: vaeDecode(rootScope(), config, latents) });
+  return compile(g, { ...(await weightsOf(g, { "": weightsFile(join(folder, "vae")) })), ...run });
+}
+
+/** [3,H,W] around [−1,1] → RGB bytes. */
+export function planesToRgb(planes: Float32Array): Uint8Array {
+  const n = planes.length / 3;
+  const rgb = new Uint8Array(planes.length);
+  for (let i = 0; i < n; i++)
+    for (let c = 0; c < 3; c++)
+      rgb[3 * i + c] = Math.min(255, Math.max(0, Math.round((planes[c * n + i] + 1) * 127.5)));
+  return rgb;
+}
+
+/** One row for every picture of a batch. */
+function repeated(t: FloatTensor, times: number): FloatTensor {
+  if (times === 1) return t;
+  const data = new Float32Array(t.data.length * times);
+  for (let i = 0; i < times; i++) data.set(t.data, i * t.data.length);
+  return floats([times, ...t.shape.slice(1)], data);
+}
+
+function addSeed(seed: number | bigint, i: number): number | bigint {
+  const sum = BigInt(seed) + BigInt(i);
+  return typeof seed === "number" ? Number(sum) : BigInt.asUintN(64, sum);
+}
+
+/** Options without the undefined ones, so that defaults apply. */
+function defined<T extends object>(options: T): T {
+  return Object.fromEntries(Object.entries(options).filter(([, v]) => v !== undefined)) as T;
+}
+

@@ -1,0 +1,46 @@
+/** @file The teacher's training: noise prediction (Ho et al. 2020) with the conditioning of SDXL. */
+
+import { input, type Value } from "../graph/index.ts";
+import { type ClipTextConfig, clipText, clipTextWithProjection, type UNetConfig, unet } from "../models/index.ts";
+import { rootScope } from "../nn/index.ts";
+import { concat } from "../ops/index.ts";
+
+export interface TextConfigs {
+  textEncoder: ClipTextConfig;
+  textEncoder2: ClipTextConfig;
+}
+
+/**
+ * Both text encoders as SDXL uses them: last but one hidden states side by side [B,T,D₁+D₂], and the pooled
+ * embedding of the second [B,P]. Keys are prefixed with text_encoder and text_encoder_2.
+ */
+export function encodePrompt(
+  { textEncoder, textEncoder2 }: TextConfigs,
+  { ids, ids2, end }: { ids: Value; ids2: Value; end: Value },
+): { hidden: Value; pooled: Value } {
+  const root = rootScope();
+  const first = clipText(root.at("text_encoder"), textEncoder, { ids, end }).hiddenStates;
+  const second = clipTextWithProjection(root.at("text_encoder_2"), textEncoder2, { ids: ids2, end });
+  const hidden = concat([first[first.length - 2], second.hiddenStates[second.hiddenStates.length - 2]], 2);
+  return { hidden, pooled: second.textEmbeds };
+}
+
+/**
+ * Inputs: `sample` (noisy latents) and `target` [B,4,s,s], `timestep` [B], `hidden` [B,T,D] and `pooled` [B,P] from
+ * `encodePrompt` (zeros drop the prompt, as SDXL's empty one), `time_ids` [B,6], `weight` [B] of each error.
+ */
+export function unetLoss(
+  config: UNetConfig,
+  { batch, side, tokens, pooled }: { batch: number; side: number; tokens: number; pooled: number },
+): { loss: Value; metrics: Record<string, Value> } {
+  const shape = [batch, config.in_channels, side, side];
+  const prediction = unet(rootScope(), config, {
+    sample: input("sample", "float32", shape),
+    timestep: input("timestep", "float32", [batch]),
+    encoderHiddenStates: input("hidden", "float32", [batch, tokens, config.cross_attention_dim]),
+    textEmbeds: input("pooled", "float32", [batch, pooled]),
+    timeIds: input("time_ids", "float32", [batch, 6]),
+  });
+  const error = prediction.sub(input("target", "float32", shape)).pow(2).mean([1, 2, 3]);
+  return { loss: error.mul(input("weight", "float32", [batch])).mean(), metrics: { mse: error.mean() } };
+}
