@@ -8,6 +8,7 @@ import { dataCommand } from "./data.ts";
 import { report } from "./errors.ts";
 import { generateCommand } from "./generate.ts";
 import { infoCommand } from "./info.ts";
+import { trainCommand } from "./train.ts";
 import { version } from "./version.ts";
 
 const program = new Command("fewstep")
@@ -19,6 +20,7 @@ const program = new Command("fewstep")
 generateCommand(program);
 infoCommand(program);
 dataCommand(program);
+trainCommand(program);
 
 handleSignals();
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {

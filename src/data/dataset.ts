@@ -40,9 +40,13 @@ export async function loadIcons(folder: string, splits?: readonly IconRow["split
   const size = shape[1];
   const bytes = size * size * 3;
   const text = await readFile(join(folder, "metadata.jsonl"), "utf8");
-  const all = text.trimEnd().split("\n").map((line, i) => ({ row: JSON.parse(line) as IconRow, i }));
+  const all = text
+    .trimEnd()
+    .split("\n")
+    .map((line, i) => ({ row: JSON.parse(line) as IconRow, i }));
   const kept = all.filter(({ row }) => !splits || splits.includes(row.split));
-  const image = (index: number) => (data as Uint8Array).subarray(kept[index].i * bytes, (kept[index].i + 1) * bytes);
+  const image = (index: number) =>
+    (data as Uint8Array).subarray(kept[index].i * bytes, (kept[index].i + 1) * bytes);
   return {
     length: kept.length,
     size,

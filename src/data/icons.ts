@@ -4,8 +4,9 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import sharp from "sharp";
+import { atomicWrite } from "../platform/index.ts";
 import { tensor } from "../tensor/index.ts";
-import { atomicWrite, saveSafetensors } from "../weights/index.ts";
+import { saveSafetensors } from "../weights/index.ts";
 import { ANNOTATIONS, fetchPackage, STYLES, type StyleSource } from "./sources.ts";
 
 export interface IconRow {
@@ -53,7 +54,8 @@ interface Annotation {
 }
 
 const FLAGS = 9;
-const SKIN = /(^|-)(light|dark|medium)(-(light|dark))?(-skin-tone)?$|skin-tone|medium-(light|dark)|-(light|dark)-/;
+const SKIN =
+  /(^|-)(light|dark|medium)(-(light|dark))?(-skin-tone)?$|skin-tone|medium-(light|dark)|-(light|dark)-/;
 
 /** 5 % of pairs, by content and for ever: the first 32 bits of a hash below 0.05·2³². */
 function heldOutPair(concept: string, style: string): boolean {
@@ -99,7 +101,8 @@ class Concepts {
     if (SKIN.test(name) && !this.byName.has(name)) return undefined;
     const concept = this.byName.get(name);
     const annotation = concept === undefined ? undefined : this.byHex.get(concept);
-    if (!concept || !annotation || annotation.group === FLAGS || annotation.group === undefined) return undefined;
+    if (!concept || !annotation || annotation.group === FLAGS || annotation.group === undefined)
+      return undefined;
     if (annotation.gender !== undefined && concept.includes("200d")) return undefined;
     const label = annotation.label.toLowerCase().replace(/[“”:]/g, "").replace(/’/g, "'");
     const keywords = (annotation.tags ?? []).filter((t) => /^[a-z][a-z -]+$/.test(t) && t !== label);
@@ -111,7 +114,10 @@ interface Icon extends IconRow {
   svg: string;
 }
 
-async function readSet(source: StyleSource, cache: string): Promise<{ source: StyleSource; set: IconSet; chars: Record<string, string> }> {
+async function readSet(
+  source: StyleSource,
+  cache: string,
+): Promise<{ source: StyleSource; set: IconSet; chars: Record<string, string> }> {
   const folder = await fetchPackage(source, cache);
   const json = async (file: string) => JSON.parse(await readFile(join(folder, file), "utf8"));
   return { source, set: await json("icons.json"), chars: await json("chars.json") };
@@ -154,7 +160,9 @@ async function render(svg: string, size: number): Promise<Uint8Array> {
   const [, width] = /width="([\d.]+)"/.exec(svg)!;
   const fit = { fit: "contain", background: "#ffffff00" } as const;
   const white = { r: 255, g: 255, b: 255, alpha: 1 };
-  const { data } = await sharp(Buffer.from(svg), { density: Math.min(2400, (72 * inner * 4) / Number(width)) })
+  const { data } = await sharp(Buffer.from(svg), {
+    density: Math.min(2400, (72 * inner * 4) / Number(width)),
+  })
     .resize(inner, inner, fit)
     .flatten({ background: white })
     .extend({ top: margin, bottom: margin, left: margin, right: margin, background: white })
@@ -170,7 +178,12 @@ async function render(svg: string, size: number): Promise<Uint8Array> {
  * Builds the dataset: `images.safetensors` (uint8 [N,size,size,3]), `metadata.jsonl` (one row a picture) and
  * `dataset.json` (sources, licences, counts). The same sources give the same bytes.
  */
-export async function buildIcons({ out, size = 64, cache, onProgress }: BuildIconsOptions): Promise<IconsSummary> {
+export async function buildIcons({
+  out,
+  size = 64,
+  cache,
+  onProgress,
+}: BuildIconsOptions): Promise<IconsSummary> {
   const icons = await collect(cache);
   const rows: IconRow[] = [];
   const pictures: Uint8Array[] = [];
@@ -191,9 +204,14 @@ export async function buildIcons({ out, size = 64, cache, onProgress }: BuildIco
   const splits: Record<string, number> = {};
   for (const r of rows) splits[r.split] = (splits[r.split] ?? 0) + 1;
   const concepts = new Set(rows.map((r) => r.concept)).size;
-  await saveSafetensors(join(out, "images.safetensors"), { images: tensor("uint8", [rows.length, size, size, 3], all) });
+  await saveSafetensors(join(out, "images.safetensors"), {
+    images: tensor("uint8", [rows.length, size, size, 3], all),
+  });
   const text = new TextEncoder();
-  await atomicWrite(join(out, "metadata.jsonl"), text.encode(rows.map((r) => `${JSON.stringify(r)}\n`).join("")));
+  await atomicWrite(
+    join(out, "metadata.jsonl"),
+    text.encode(rows.map((r) => `${JSON.stringify(r)}\n`).join("")),
+  );
   const description = {
     kind: "icons",
     version: 1,
@@ -202,7 +220,8 @@ export async function buildIcons({ out, size = 64, cache, onProgress }: BuildIco
     concepts,
     splits,
     sources: [...STYLES, ANNOTATIONS],
-    holdOut: "style fluent-emoji; pairs whose sha256(concept/style) starts below 0.05, of concepts in 3 or more base styles",
+    holdOut:
+      "style fluent-emoji; pairs whose sha256(concept/style) starts below 0.05, of concepts in 3 or more base styles",
   };
   await atomicWrite(join(out, "dataset.json"), text.encode(`${JSON.stringify(description, null, 2)}\n`));
   return { pictures: rows.length, concepts, splits, skipped };

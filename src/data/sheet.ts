@@ -41,10 +41,7 @@ export async function contactSheet(
         .toBuffer();
       const shown = label.length > 19 ? `${label.slice(0, 18)}…` : label;
       const text = `<svg xmlns="http://www.w3.org/2000/svg" width="${w}" height="${strip}"><text x="${w / 2}" y="${font}" font-family="sans-serif" font-size="${font}" text-anchor="middle" fill="#222">${escapeXml(shown)}</text></svg>`;
-      return [
-        { input, left, top },
-        ...(label ? [{ input: Buffer.from(text), left, top: top + h }] : []),
-      ];
+      return [{ input, left, top }, ...(label ? [{ input: Buffer.from(text), left, top: top + h }] : [])];
     }),
   );
   const width = columns * cell.width + gap;

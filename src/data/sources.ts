@@ -107,7 +107,9 @@ export async function fetchPackage(source: PackageSource, cache: string): Promis
     const npm = process.platform === "win32" ? "npm.cmd" : "npm";
     const spec = `${source.package}@${source.version}`;
     await run(npm, ["pack", spec, "--ignore-scripts", "--pack-destination", cache]).catch((error) => {
-      throw new Error(`${spec} could not be fetched with npm: check the network or fill ${cache}`, { cause: error });
+      throw new Error(`${spec} could not be fetched with npm: check the network or fill ${cache}`, {
+        cause: error,
+      });
     });
   }
   const digest = `sha512-${createHash("sha512")

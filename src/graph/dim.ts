@@ -128,7 +128,10 @@ export function evalDim(d: Dim, env: Readonly<Record<string, number>>): number {
 
 /** Structure of an expression, for code that lowers it: Σ coefficient · Π atoms. */
 export function dimTerms(d: SymDim): { coefficient: number; factors: Atom[] }[] {
-  return [...d.terms].map(([m, coefficient]) => ({ coefficient, factors: split(m).map((n) => atoms.get(n)!) }));
+  return [...d.terms].map(([m, coefficient]) => ({
+    coefficient,
+    factors: split(m).map((n) => atoms.get(n)!),
+  }));
 }
 
 /** Number of elements. */

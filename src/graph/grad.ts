@@ -1,8 +1,8 @@
 /** @file Reverse-mode differentiation, graph → graph. Operators bring one rule each; the rest happens here. */
 
+import { floats } from "../tensor/index.ts";
 import type { Dim } from "./dim.ts";
 import { substitute, topological, typeText } from "./graph.ts";
-import { floats } from "../tensor/index.ts";
 import { apply, constant, input, isParameter, type OpDef, type Value } from "./value.ts";
 
 /**
@@ -44,7 +44,9 @@ export function vjp(ys: readonly Value[], dys: readonly Value[], wrt: readonly V
 /** Sums the axes along which `x` was broadcast. */
 function unbroadcast(g: Value, x: Value): Value {
   const extra = g.rank - x.rank;
-  const axes = g.shape.flatMap((d: Dim, i) => (i < extra || (x.shape[i - extra] === 1 && d !== 1) ? [i] : []));
+  const axes = g.shape.flatMap((d: Dim, i) =>
+    i < extra || (x.shape[i - extra] === 1 && d !== 1) ? [i] : [],
+  );
   if (axes.length === 0) return g;
   const summed = g.sum(axes, true);
   return extra > 0 ? summed.reshape(x.shape) : summed;

@@ -83,13 +83,17 @@ export function verify(g: Graph): Graph {
     if (isInput(v) || isParameter(v)) {
       const other = names.get(nameOf(v));
       if (other && other !== v)
-        throw new Error(`verify: two different leaves are called ${nameOf(v)}: ${typeText(other)} and ${typeText(v)}`);
+        throw new Error(
+          `verify: two different leaves are called ${nameOf(v)}: ${typeText(other)} and ${typeText(v)}`,
+        );
       names.set(nameOf(v), v);
     }
     const inferred = v.op.infer(v.inputs, v.attrs);
     const types = Array.isArray(inferred) ? inferred : [inferred];
     if (types.map(typeText).join() !== v.outputs.map(typeText).join())
-      throw new Error(`verify: ${v.op.name} holds ${v.outputs.map(typeText)} but infers ${types.map(typeText)}`);
+      throw new Error(
+        `verify: ${v.op.name} holds ${v.outputs.map(typeText)} but infers ${types.map(typeText)}`,
+      );
   }
   return g;
 }

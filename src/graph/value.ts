@@ -133,7 +133,10 @@ let nextIdentity = 0;
 
 function identity(x: object): string {
   let id = identities.get(x);
-  if (id === undefined) identities.set(x, (id = nextIdentity++));
+  if (id === undefined) {
+    id = nextIdentity++;
+    identities.set(x, id);
+  }
   return `#${id}`;
 }
 

@@ -93,7 +93,9 @@ export function clipText(
   const p = scope.at("text_model");
   const T = ids.shape[1] as number;
   if (T > config.max_position_embeddings)
-    throw new Error(`CLIPTextModel: ${T} tokens, but max_position_embeddings is ${config.max_position_embeddings}`);
+    throw new Error(
+      `CLIPTextModel: ${T} tokens, but max_position_embeddings is ${config.max_position_embeddings}`,
+    );
   const e = p.at("embeddings");
   const width = config.hidden_size;
   const positions = e

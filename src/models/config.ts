@@ -1,6 +1,6 @@
 /** @file Reading config.json files: every field checked, clear sentences for what is not supported. */
 
-import { z } from "zod";
+import type { z } from "zod";
 
 /**
  * Parses a config. Fields that the schema does not know are ignored: files carry many that change nothing.
@@ -11,6 +11,9 @@ export function parseConfig<T extends z.ZodType>(model: string, schema: T, json:
   if (result.success) return result.data;
   const issue = result.error.issues[0];
   const field = issue.path.join(".");
-  const given = issue.path.reduce<unknown>((o, k) => (o as Record<PropertyKey, unknown> | undefined)?.[k], json);
+  const given = issue.path.reduce<unknown>(
+    (o, k) => (o as Record<PropertyKey, unknown> | undefined)?.[k],
+    json,
+  );
   throw new Error(`${model} config: ${field || "file"} is ${JSON.stringify(given)}; ${issue.message}`);
 }

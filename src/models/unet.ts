@@ -5,12 +5,24 @@
 
 import { z } from "zod";
 import { type Dim, mulDim, type Value } from "../graph/index.ts";
-import { conv2d, fanIn, groupNorm, layerNorm, linear, located, type Scope, timestepEmbedding } from "../nn/index.ts";
+import {
+  conv2d,
+  fanIn,
+  groupNorm,
+  layerNorm,
+  linear,
+  located,
+  type Scope,
+  timestepEmbedding,
+} from "../nn/index.ts";
 import { attention, concat, gelu, project, resizeNearest, silu } from "../ops/index.ts";
 import { parseConfig } from "./config.ts";
 
 const perBlock = z.union([z.int().positive(), z.array(z.int().positive())]);
-const depths = z.union([z.int().positive(), z.array(z.union([z.int().positive(), z.array(z.int().positive())]))]);
+const depths = z.union([
+  z.int().positive(),
+  z.array(z.union([z.int().positive(), z.array(z.int().positive())])),
+]);
 
 const schema = z.object({
   in_channels: z.int().positive().default(4),
@@ -57,8 +69,13 @@ export function unetConfig(json: unknown): UNetConfig {
   const levels = config.block_out_channels.length;
   for (const field of ["down_block_types", "up_block_types"] as const)
     if (config[field].length !== levels)
-      throw new Error(`UNet2DConditionModel config: ${field} has ${config[field].length} entries; block_out_channels has ${levels}`);
-  if (config.addition_embed_type && !(config.addition_time_embed_dim && config.projection_class_embeddings_input_dim))
+      throw new Error(
+        `UNet2DConditionModel config: ${field} has ${config[field].length} entries; block_out_channels has ${levels}`,
+      );
+  if (
+    config.addition_embed_type &&
+    !(config.addition_time_embed_dim && config.projection_class_embeddings_input_dim)
+  )
     throw new Error(
       "UNet2DConditionModel config: text_time needs addition_time_embed_dim and projection_class_embeddings_input_dim",
     );
@@ -148,7 +165,9 @@ function transformer(p: Scope, x: Value, heads: number, depth: number, { text, c
 function attentionAt(config: UNetConfig, i: number): { heads: number; depth: number | number[] } {
   return {
     heads: level(config.num_attention_heads ?? config.attention_head_dim, i),
-    depth: level(config.transformer_layers_per_block as number | (number | number[])[], i) as number | number[],
+    depth: level(config.transformer_layers_per_block as number | (number | number[])[], i) as
+      | number
+      | number[],
   };
 }
 
@@ -156,9 +175,10 @@ function depthsOfUp(config: UNetConfig, i: number): number | number[] {
   const reversed = config.reverse_transformer_layers_per_block;
   if (reversed) return level(reversed as number | (number | number[])[], i) as number | number[];
   const forward = config.transformer_layers_per_block;
-  return level((Array.isArray(forward) ? [...forward].reverse() : forward) as number | (number | number[])[], i) as
-    | number
-    | number[];
+  return level(
+    (Array.isArray(forward) ? [...forward].reverse() : forward) as number | (number | number[])[],
+    i,
+  ) as number | number[];
 }
 
 /** Time embedding plus the embedding of pooled text and sizes: [B,E]. */

@@ -71,7 +71,8 @@ export function vaeEncode(scope: Scope, config: VaeConfig, pictures: Value): Val
   let h = conv2d(p.at("conv_in"), pictures, { out: channels[0] });
   channels.forEach((out, i) => {
     const block = p.at("down_blocks").at(i);
-    for (let j = 0; j < config.layers_per_block; j++) h = resnetBlock(block.at("resnets").at(j), h, out, config);
+    for (let j = 0; j < config.layers_per_block; j++)
+      h = resnetBlock(block.at("resnets").at(j), h, out, config);
     if (i < channels.length - 1)
       h = conv2d(block.at("downsamplers").at(0).at("conv"), h, { out, stride: 2, padding: [0, 0, 1, 1] });
   });
@@ -93,7 +94,8 @@ export function vaeDecode(scope: Scope, config: VaeConfig, latents: Value): Valu
   h = midBlock(p.at("mid_block"), h, config);
   channels.forEach((out, i) => {
     const block = p.at("up_blocks").at(i);
-    for (let j = 0; j <= config.layers_per_block; j++) h = resnetBlock(block.at("resnets").at(j), h, out, config);
+    for (let j = 0; j <= config.layers_per_block; j++)
+      h = resnetBlock(block.at("resnets").at(j), h, out, config);
     if (i < channels.length - 1) {
       h = resizeNearest(h, [mulDim(h.shape[2], 2), mulDim(h.shape[3], 2)]);
       h = conv2d(block.at("upsamplers").at(0).at("conv"), h, { out });

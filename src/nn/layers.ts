@@ -107,6 +107,8 @@ export function timestepEmbedding(
 
 /** A mask [T,T] that hides later tokens: 0 where visible, the lowest float32 elsewhere. */
 export function causalMask(T: number): Value {
-  const data = Float32Array.from({ length: T * T }, (_, i) => (i % T > Math.floor(i / T) ? -3.4028234663852886e38 : 0));
+  const data = Float32Array.from({ length: T * T }, (_, i) =>
+    i % T > Math.floor(i / T) ? -3.4028234663852886e38 : 0,
+  );
   return constant(floats([T, T], data));
 }

@@ -149,7 +149,9 @@ class Emitter implements Emit {
 
   constant(value: HostTensor): string {
     const small = value.data.length <= 64;
-    const key = small ? `${value.dtype}[${value.shape}]${Array.from<number | bigint, string>(value.data, (x) => (Object.is(x, -0) ? "-0" : `${x}`))}` : "";
+    const key = small
+      ? `${value.dtype}[${value.shape}]${Array.from<number | bigint, string>(value.data, (x) => (Object.is(x, -0) ? "-0" : `${x}`))}`
+      : "";
     const known = small && this.constants.get(key);
     if (known) return known;
     const name = `c${this.count++}`;
@@ -178,7 +180,11 @@ class Emitter implements Emit {
 
   shape(dims: Shape): string {
     if (isStatic(dims)) return this.constant(ints([dims.length], dims));
-    return this.node("Concat", dims.map((d) => this.dim(d)), { axis: 0 })[0];
+    return this.node(
+      "Concat",
+      dims.map((d) => this.dim(d)),
+      { axis: 0 },
+    )[0];
   }
 
   /** A dimension as an int64 vector of one element. */
@@ -231,7 +237,10 @@ function attribute(name: string, a: OnnxAttr): ProtoWriter {
 function valueInfo(name: string, dtype: DType, shape: Shape): ProtoWriter {
   const dims = new ProtoWriter();
   for (const d of shape)
-    dims.message(1, typeof d === "number" ? new ProtoWriter().int(1, d) : new ProtoWriter().string(2, String(d)));
+    dims.message(
+      1,
+      typeof d === "number" ? new ProtoWriter().int(1, d) : new ProtoWriter().string(2, String(d)),
+    );
   const tensorType = new ProtoWriter().int(1, DTYPES[dtype].onnx).message(2, dims);
   return new ProtoWriter().string(1, name).message(2, new ProtoWriter().message(1, tensorType));
 }

@@ -16,7 +16,12 @@ const quickGeluOp = activation(
     return [s.add(y.sub(y.mul(s)).mul(alpha)).mul(dy)];
   },
   (emit, inputs, y) =>
-    emit.node("QuickGelu", inputs, { alpha: { float: y.attrs.alpha as number } }, { domain: "com.microsoft" }),
+    emit.node(
+      "QuickGelu",
+      inputs,
+      { alpha: { float: y.attrs.alpha as number } },
+      { domain: "com.microsoft" },
+    ),
 );
 
 const geluOp = activation(
@@ -24,7 +29,11 @@ const geluOp = activation(
   // y' = Φ(x) + x·φ(x)
   (dy, { inputs: [x] }) => {
     const cdf = x.mul(Math.SQRT1_2).erf().mul(0.5).add(0.5);
-    const pdf = x.mul(x).mul(-0.5).exp().mul(1 / Math.sqrt(2 * Math.PI));
+    const pdf = x
+      .mul(x)
+      .mul(-0.5)
+      .exp()
+      .mul(1 / Math.sqrt(2 * Math.PI));
     return [cdf.add(x.mul(pdf)).mul(dy)];
   },
   (emit, inputs) => emit.node("Gelu", inputs),

@@ -10,8 +10,8 @@ import {
   typeText,
   type Value,
 } from "../graph/index.ts";
-import { concat } from "./movement.ts";
 import { gemm } from "./matmul.ts";
+import { concat } from "./movement.ts";
 
 export interface ConvOptions {
   /** Default [1, 1]. */
@@ -29,11 +29,13 @@ const convOp: OpDef = {
   name: "Conv",
   infer: ([x, w, b], attrs) => {
     const { strides, pads, group } = attrs as unknown as Required<ConvOptions>;
-    if (x.rank !== 4 || w.rank !== 4) throw new Error(`Conv: expected NCHW, got ${typeText(x)} and ${typeText(w)}`);
+    if (x.rank !== 4 || w.rank !== 4)
+      throw new Error(`Conv: expected NCHW, got ${typeText(x)} and ${typeText(w)}`);
     const needs = (w.shape[1] as number) * group;
     if (x.shape[1] !== needs)
       throw new Error(`Conv: weight ${typeText(w)} needs ${needs} channels, x is ${typeText(x)}`);
-    if (b && b.shape[0] !== w.shape[0]) throw new Error(`Conv: bias ${typeText(b)} does not fit ${typeText(w)}`);
+    if (b && b.shape[0] !== w.shape[0])
+      throw new Error(`Conv: bias ${typeText(b)} does not fit ${typeText(w)}`);
     const [, , kh, kw] = w.shape as number[];
     return {
       dtype: x.dtype,
@@ -62,9 +64,13 @@ const convOp: OpDef = {
 
 /** A unit-stride gradient is a convolution with the kernel turned around; others use ConvTranspose. */
 function gradInput(dy: Value, x: Value, w: Value, { strides, pads }: Required<ConvOptions>): Value {
-  const [, , kh, kw] = w.shape as number[];
+  const [O, C, kh, kw] = w.shape as number[];
   if (strides[0] === 1 && strides[1] === 1) {
-    const turned = w.transpose([1, 0, 2, 3]).slice(2, -1, -kh - 1, -1).slice(3, -1, -kw - 1, -1);
+    const turned = w
+      .reshape([O, C, kh * kw])
+      .slice(2, -1, -kh * kw - 1, -1)
+      .transpose([1, 0, 2])
+      .reshape([C, O, kh, kw]);
     const [t, l, bottom, r] = pads;
     return conv(dy, turned, undefined, { pads: [kh - 1 - t, kw - 1 - l, kh - 1 - bottom, kw - 1 - r] });
   }
@@ -111,7 +117,13 @@ function im2col(
 ): Value {
   const padded = x.transpose([0, 2, 3, 1]).pad(1, pads[0], pads[2]).pad(2, pads[1], pads[3]); // [B,H,W,C]
   const width = kh * kw * (x.shape[1] as number);
-  if (kh === sy && kw === sx && pads.every((p) => p === 0) && padded.shape[1] === h * sy && padded.shape[2] === w * sx)
+  if (
+    kh === sy &&
+    kw === sx &&
+    pads.every((p) => p === 0) &&
+    padded.shape[1] === h * sy &&
+    padded.shape[2] === w * sx
+  )
     // Patches that do not overlap are a reshape.
     return padded.reshape([-1, h, sy, w, sx, x.shape[1]]).transpose([0, 1, 3, 2, 4, 5]).reshape([-1, width]);
   const shifted: Value[] = [];

@@ -10,7 +10,7 @@ import {
   typeText,
   type Value,
 } from "../graph/index.ts";
-import { type DType, floats, castTensor, DTYPES } from "../tensor/index.ts";
+import { castTensor, DTYPES, type DType, floats } from "../tensor/index.ts";
 
 /** Shape of an elementwise result. @throws when two dimensions differ and neither is 1. */
 export function broadcast(name: string, ...shapes: Shape[]): Dim[] {

@@ -83,7 +83,10 @@ export function project(x: Value, w: Value, bias?: Value): Value {
 const tokenOp: OpDef = {
   name: "GatherTokens",
   infer: ([x]) => ({ dtype: x.dtype, shape: [x.shape[0], x.shape[2]] }),
-  grad: (dy, { inputs: [x, index] }) => [apply(scatterTokenOp, [dy, index], { tokens: x.shape[1] }), undefined],
+  grad: (dy, { inputs: [x, index] }) => [
+    apply(scatterTokenOp, [dy, index], { tokens: x.shape[1] }),
+    undefined,
+  ],
   onnx: (emit, [x, index]) => {
     const [at] = emit.node("Unsqueeze", [index, emit.constant(ints([1], [1]))]);
     return emit.node("GatherND", [x, at], { batch_dims: 1 });

@@ -18,7 +18,8 @@ const reshapeOp: OpDef = {
   name: "Reshape",
   infer: ([x], attrs) => {
     const shape = attrs.shape as Shape;
-    if (sizeDim(shape) !== sizeDim(x.shape)) throw new Error(`Reshape: ${typeText(x)} does not fit [${shape}]`);
+    if (sizeDim(shape) !== sizeDim(x.shape))
+      throw new Error(`Reshape: ${typeText(x)} does not fit [${shape}]`);
     return { dtype: x.dtype, shape };
   },
   grad: (dy, { inputs: [x] }) => [dy.reshape(x.shape)],
@@ -63,12 +64,15 @@ const sliceOp: OpDef = {
     const { axis, start, step } = attrs as { axis: number; start: number; step: number };
     const dim = x.shape[axis] as number;
     if (step < 0) {
-      if (dy.shape[axis] !== dim) throw new Error("Slice: the gradient of a partial reversed slice is missing");
+      if (dy.shape[axis] !== dim)
+        throw new Error("Slice: the gradient of a partial reversed slice is missing");
       return [dy.slice(axis, -1, -dim - 1, -1)];
     }
     const spread = step === 1 ? dy : dilate(dy, axis, step);
     const after = dim - start - (spread.shape[axis] as number);
-    return [after < 0 ? spread.slice(axis, 0, dim - start).pad(axis, start, 0) : spread.pad(axis, start, after)];
+    return [
+      after < 0 ? spread.slice(axis, 0, dim - start).pad(axis, start, 0) : spread.pad(axis, start, after),
+    ];
   },
   onnx: (emit, [x], y) => {
     const { axis, start, end, step } = y.attrs as { axis: number; start: number; end: number; step: number };
@@ -80,7 +84,8 @@ const sliceOp: OpDef = {
 };
 
 function sliceSymbolic(dim: Dim, start: number, end: number, step: number): Dim {
-  if (step !== 1 || start < 0) throw new Error(`Slice: a symbolic dimension ${dim} takes start ≥ 0 and step 1`);
+  if (step !== 1 || start < 0)
+    throw new Error(`Slice: a symbolic dimension ${dim} takes start ≥ 0 and step 1`);
   if (end > 2 ** 30) return addDim(dim, -start);
   return end < 0 ? addDim(dim, end - start) : end - start;
 }
@@ -162,7 +167,10 @@ const scatterAddOp: OpDef = {
     shape: [attrs.rows as Dim, ...updates.shape.slice(1)],
   }),
   onnx: (emit, [indices, updates], y) => {
-    const [zero] = emit.node("Expand", [emit.constant({ dtype: y.dtype, shape: [1], data: new Float32Array(1) }), emit.shape(y.shape)]);
+    const [zero] = emit.node("Expand", [
+      emit.constant({ dtype: y.dtype, shape: [1], data: new Float32Array(1) }),
+      emit.shape(y.shape),
+    ]);
     return emit.node("ScatterND", [zero, indices, updates], { reduction: "add" });
   },
 };
@@ -177,7 +185,8 @@ const upsampleOp: OpDef = {
   grad: (dy, { inputs: [x] }) => {
     const [b, c, h, w] = x.shape as number[];
     const [, , H, W] = dy.shape as number[];
-    if (H % h || W % w) throw new Error(`Resize: the gradient needs whole factors, got ${h}×${w} → ${H}×${W}`);
+    if (H % h || W % w)
+      throw new Error(`Resize: the gradient needs whole factors, got ${h}×${w} → ${H}×${W}`);
     return [dy.reshape([b, c, h, H / h, w, W / w]).sum([3, 5])];
   },
   onnx: (emit, [x], y) =>

@@ -1,6 +1,15 @@
 /** @file Layer and group normalisation. Fused rules: composed ones take twice the passes over memory. */
 
-import { apply, type Dim, isStatic, type OpDef, output, sizeDim, typeText, type Value } from "../graph/index.ts";
+import {
+  apply,
+  type Dim,
+  isStatic,
+  type OpDef,
+  output,
+  sizeDim,
+  typeText,
+  type Value,
+} from "../graph/index.ts";
 import { floats, ints } from "../tensor/index.ts";
 
 const layerNormOp: OpDef = {
@@ -17,7 +26,10 @@ const layerNormOp: OpDef = {
     const rstd = output(y, 2);
     const xhat = x.sub(output(y, 1)).mul(rstd);
     const g = dy.mul(scale);
-    const dx = g.sub(g.mean([-1], true)).sub(xhat.mul(g.mul(xhat).mean([-1], true))).mul(rstd);
+    const dx = g
+      .sub(g.mean([-1], true))
+      .sub(xhat.mul(g.mul(xhat).mean([-1], true)))
+      .mul(rstd);
     const rows = [-1, scale.shape[0]];
     return [dx, dy.mul(xhat).reshape(rows).sum([0]), dy.reshape(rows).sum([0])];
   },
@@ -41,7 +53,9 @@ const groupNormOp: OpDef = {
     const groups = attrs.groups as number;
     const channels = x.shape[1] as number;
     if (channels % groups !== 0 || scale.shape[0] !== channels)
-      throw new Error(`GroupNormalization: ${groups} groups and scale ${typeText(scale)} do not fit ${typeText(x)}`);
+      throw new Error(
+        `GroupNormalization: ${groups} groups and scale ${typeText(scale)} do not fit ${typeText(x)}`,
+      );
     const stat = { dtype: x.dtype, shape: [x.shape[0], groups, 1] as Dim[] };
     return [{ dtype: x.dtype, shape: x.shape }, stat, stat];
   },
@@ -57,7 +71,10 @@ const groupNormOp: OpDef = {
     const rstd = output(y, 2);
     const dy3 = dy.reshape([B, C, -1]);
     const sumDy = dy3.sum([2]).reshape([B, groups, per]);
-    const sumDyX = dy3.mul(x.reshape([B, C, -1])).sum([2]).reshape([B, groups, per]);
+    const sumDyX = dy3
+      .mul(x.reshape([B, C, -1]))
+      .sum([2])
+      .reshape([B, groups, per]);
     const sumDyXhat = sumDyX.sub(sumDy.mul(mean)).mul(rstd); // [B,G,C/G]
     const grouped = scale.reshape([1, groups, per]);
     const s1 = sumDy.mul(grouped).sum([2], true); // [B,G,1]

@@ -21,7 +21,9 @@ function reduction(name: string, grad: (dy: Value, y: Value) => Value): OpDef {
     },
     onnx: (emit, [x], y) => {
       const axes = y.attrs.axes as number[];
-      return emit.node(name, [x, emit.constant(ints([axes.length], axes))], { keepdims: y.attrs.keepdims ? 1 : 0 });
+      return emit.node(name, [x, emit.constant(ints([axes.length], axes))], {
+        keepdims: y.attrs.keepdims ? 1 : 0,
+      });
     },
   };
 }

@@ -6,7 +6,7 @@ import { isAbsolute, join, relative } from "node:path";
 import { type Graph, parametersOf } from "../graph/index.ts";
 import type { ExternalTensor } from "../onnx/index.ts";
 import type { CompileOptions } from "../runtime/index.ts";
-import { ClipTokenizer } from "../tokenizers/index.ts";
+import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
 import { matchKeys, SafetensorsFile } from "../weights/index.ts";
 
 /** @throws a sentence that names the file when it is missing or not JSON. */
@@ -22,23 +22,28 @@ export async function readJson(path: string): Promise<Record<string, unknown>> {
 }
 
 /** A tokenizer folder: vocab.json, merges.txt, tokenizer_config.json. */
-export async function readTokenizer(folder: string): Promise<ClipTokenizer> {
+export async function tokenizerFiles(folder: string): Promise<TokenizerFiles> {
   const vocab = (await readJson(join(folder, "vocab.json"))) as Record<string, number>;
   const text = await readFile(join(folder, "merges.txt"), "utf8");
-  const merges = text.split("\n").filter((line, i) => line !== "" && !(i === 0 && line.startsWith("#version")));
+  const merges = text
+    .split("\n")
+    .filter((line, i) => line !== "" && !(i === 0 && line.startsWith("#version")));
   const config = await readJson(join(folder, "tokenizer_config.json"));
   const pad = config.pad_token as string | { content: string } | undefined;
-  return new ClipTokenizer({
-    vocab,
-    merges,
-    maxLength: (config.model_max_length as number | undefined) ?? 77,
-    pad: typeof pad === "object" ? pad.content : pad,
-  });
+  const maxLength = (config.model_max_length as number | undefined) ?? 77;
+  return { vocab, merges, maxLength, pad: typeof pad === "object" ? pad.content : pad };
+}
+
+export async function readTokenizer(folder: string): Promise<ClipTokenizer> {
+  return new ClipTokenizer(await tokenizerFiles(folder));
 }
 
 /** The weights file of a component, full or half precision. */
 export function weightsFile(folder: string): string {
-  const names = ["diffusion_pytorch_model", "model"].flatMap((n) => [`${n}.safetensors`, `${n}.fp16.safetensors`]);
+  const names = ["diffusion_pytorch_model", "model"].flatMap((n) => [
+    `${n}.safetensors`,
+    `${n}.fp16.safetensors`,
+  ]);
   const found = names.map((n) => join(folder, n)).find((p) => existsSync(p));
   if (!found) throw new Error(`${folder} has no weights: expected one of ${names.join(", ")}`);
   return found;
@@ -67,7 +72,8 @@ export async function weightsOf(
       location = `weights-${externalData.length}`;
       externalData.push({ path: location, data: await readFile(path) });
     }
-    for (const { name } of needed) weights.set(name, { location, ...file.entries.get(name.slice(prefix.length))! });
+    for (const { name } of needed)
+      weights.set(name, { location, ...file.entries.get(name.slice(prefix.length))! });
   }
   return { weights, externalData };
 }
@@ -76,9 +82,12 @@ export async function weightsOf(
  * Checks a component's whole key list against its file, both ways.
  * @param ignore keys that files may carry and no graph needs, such as the encoder when only decoding.
  */
-export async function checkKeys(path: string, g: Graph, ignore: (key: string) => boolean = () => false): Promise<void> {
+export async function checkKeys(
+  path: string,
+  g: Graph,
+  ignore: (key: string) => boolean = () => false,
+): Promise<void> {
   await using file = await SafetensorsFile.open(path);
   const actual = Object.fromEntries([...file.entries].filter(([k]) => !ignore(k)));
   matchKeys(path, Object.fromEntries(parametersOf(g).map((p) => [p.name, p.shape])), actual);
 }
-

@@ -120,8 +120,13 @@ interface Prompt {
 /** Folder of the model that comes with the package. */
 export function bundledModel(): string {
   const here = new URL(".", import.meta.url);
-  const folder = [new URL("../../models/fewstep", here)].map((u) => fileURLToPath(u)).find((p) => existsSync(p));
-  if (!folder) throw new Error("the bundled model is missing from this installation; install fewstep again or name a model folder");
+  const folder = [new URL("../../models/fewstep", here)]
+    .map((u) => fileURLToPath(u))
+    .find((p) => existsSync(p));
+  if (!folder)
+    throw new Error(
+      "the bundled model is missing from this installation; install fewstep again or name a model folder",
+    );
   return folder;
 }
 
@@ -174,7 +179,14 @@ export class SDXL implements AsyncDisposable {
   /** Yields after every step and returns the latents; leave the loop to cancel. */
   async *denoise(prompt: string, options: GenerateOptions = {}): AsyncGenerator<DenoiseStep, FloatTensor> {
     const { steps, guidance } = { ...this.info.defaults, ...defined(options) };
-    const { batch = 1, seed = 0, noiseRule = "per-image", negativePrompt = "", sampler = "euler", signal } = options;
+    const {
+      batch = 1,
+      seed = 0,
+      noiseRule = "per-image",
+      negativePrompt = "",
+      sampler = "euler",
+      signal,
+    } = options;
     const { width, height } = this.size(options);
     let started = performance.now();
     const positive = await this.encode([prompt]);
@@ -190,7 +202,10 @@ export class SDXL implements AsyncDisposable {
     const shape = [batch, this.parts.unet.in_channels, height / factor, width / factor];
     const plan = schedule(this.parts.scheduler, steps, options.spacing);
     const noise = initialNoise({ seed, shape, rule: noiseRule });
-    const x = floats(shape, noise.data.map((v) => v * plan.initNoiseSigma));
+    const x = floats(
+      shape,
+      noise.data.map((v) => v * plan.initNoiseSigma),
+    );
     const evaluate = (input: Prompt) => (sample: FloatTensor, timestep: number) =>
       this.evaluate(sample, timestep, input, [height, width]);
     const model = guided(evaluate(positive), evaluate(negative), guidance);
@@ -244,7 +259,10 @@ export class SDXL implements AsyncDisposable {
     [height, width]: readonly [number, number],
   ): Promise<FloatTensor> {
     const B = sample.shape[0];
-    const ids = floats([B, 6], Array.from({ length: 6 * B }, (_, i) => [height, width, 0, 0, height, width][i % 6]));
+    const ids = floats(
+      [B, 6],
+      Array.from({ length: 6 * B }, (_, i) => [height, width, 0, 0, height, width][i % 6]),
+    );
     const out = await this.unetProgram.run({
       sample,
       timestep: floats([B], new Float32Array(B).fill(timestep)),
@@ -260,7 +278,9 @@ export class SDXL implements AsyncDisposable {
     const size = { width: width ?? sampleSize * factor, height: height ?? sampleSize * factor };
     for (const side of [size.width, size.height])
       if (!Number.isInteger(side / factor) || side < factor)
-        throw new Error(`size ${size.width}×${size.height}: both sides must be positive multiples of ${factor}`);
+        throw new Error(
+          `size ${size.width}×${size.height}: both sides must be positive multiples of ${factor}`,
+        );
     return size;
   }
 
@@ -276,11 +296,17 @@ export class SDXL implements AsyncDisposable {
 async function readComponents(folder: string): Promise<Components> {
   const index = await readJson(join(folder, "model_index.json"));
   const config = (part: string, file = "config.json") => readJson(join(folder, part, file));
-  const text = [clipTextConfig(await config("text_encoder")), clipTextConfig(await config("text_encoder_2"))] as const;
+  const text = [
+    clipTextConfig(await config("text_encoder")),
+    clipTextConfig(await config("text_encoder_2")),
+  ] as const;
   const defaults = index.fewstep as Partial<ModelInfo["defaults"]> | undefined;
   return {
     folder,
-    tokenizers: [await readTokenizer(join(folder, "tokenizer")), await readTokenizer(join(folder, "tokenizer_2"))],
+    tokenizers: [
+      await readTokenizer(join(folder, "tokenizer")),
+      await readTokenizer(join(folder, "tokenizer_2")),
+    ],
     text,
     unet: unetConfig(await config("unet")),
     vae: vaeConfig(await config("vae")),
@@ -359,4 +385,3 @@ function addSeed(seed: number | bigint, i: number): number | bigint {
 function defined<T extends object>(options: T): T {
   return Object.fromEntries(Object.entries(options).filter(([, v]) => v !== undefined)) as T;
 }
-

@@ -46,7 +46,9 @@ export async function compile(g: Graph, options: CompileOptions = {}): Promise<P
     logSeverityLevel: 3,
     externalData,
     preferredOutputLocation:
-      device === "webgpu" ? Object.fromEntries(Object.keys(state).map((k) => [k, "gpu-buffer" as const])) : undefined,
+      device === "webgpu"
+        ? Object.fromEntries(Object.keys(state).map((k) => [k, "gpu-buffer" as const]))
+        : undefined,
     ...(profile ? { enableProfiling: true, profileFilePrefix: profile } : {}),
   });
   const fixed = options.weights ?? new Map();

@@ -127,7 +127,10 @@ export class ClipTokenizer {
  * Learns merges from a corpus until the vocabulary has `size` entries, in CLIP's layout: bytes, bytes that end a
  * word, merges, start and end tokens. Ties go to the pair that sorts first, so the result is deterministic.
  */
-export function trainBpe(corpus: Iterable<string>, size: number): Required<Pick<TokenizerFiles, "vocab" | "merges">> {
+export function trainBpe(
+  corpus: Iterable<string>,
+  size: number,
+): Required<Pick<TokenizerFiles, "vocab" | "merges">> {
   const counts = new Map<string, number>();
   for (const text of corpus) for (const word of words(text)) counts.set(word, (counts.get(word) ?? 0) + 1);
   const entries = [...counts].map(([word, count]) => ({ parts: symbols(word), count }));
@@ -140,7 +143,8 @@ export function trainBpe(corpus: Iterable<string>, size: number): Required<Pick<
         pairs.set(pair, (pairs.get(pair) ?? 0) + count);
       }
     let best: [string, number] = ["", 1];
-    for (const [pair, n] of pairs) if (n > best[1] || (n === best[1] && n > 1 && pair < best[0])) best = [pair, n];
+    for (const [pair, n] of pairs)
+      if (n > best[1] || (n === best[1] && n > 1 && pair < best[0])) best = [pair, n];
     if (best[1] < 2) break;
     merges.push(best[0]);
     const [a, b] = best[0].split(" ");

@@ -29,12 +29,19 @@ export function normalized(x: Value): Value {
 function symmetricCrossEntropy(logits: Value, diagonal: Value): Value {
   const B = logits.shape[0] as number;
   const both = logSoftmax(logits, 1).add(logSoftmax(logits, 0));
-  return both.mul(diagonal).sum().div(-2 * B);
+  return both
+    .mul(diagonal)
+    .sum()
+    .div(-2 * B);
 }
 
 /** exp(s), at most 100, with s learned from ln(1/0.07). */
 function temperature(p: Scope, name: string): Value {
-  return p.param(name, [1], { kind: "constant", value: Math.log(1 / 0.07) }).exp().minimum(100).reshape([]);
+  return p
+    .param(name, [1], { kind: "constant", value: Math.log(1 / 0.07) })
+    .exp()
+    .minimum(100)
+    .reshape([]);
 }
 
 /**
@@ -53,16 +60,28 @@ export function clipLoss(
   const pixels = input("pixels", "float32", [batch, 3, vision.image_size, vision.image_size]);
   const diagonal = input("diagonal", "float32", [batch, batch]);
   const image = normalized(clipVision(root.at("image_encoder"), vision, pixels).imageEmbeds); // [B,P]
-  const first = clipText(root.at("text_encoder"), textEncoder, { ids: input("ids", "int64", [batch, T]), end });
+  const first = clipText(root.at("text_encoder"), textEncoder, {
+    ids: input("ids", "int64", [batch, T]),
+    end,
+  });
   const aid = root.at("training");
-  const projected = linear(aid.at("text_projection"), first.pooled, { out: vision.projection_dim, bias: false });
+  const projected = linear(aid.at("text_projection"), first.pooled, {
+    out: vision.projection_dim,
+    bias: false,
+  });
   const second = clipTextWithProjection(root.at("text_encoder_2"), textEncoder2, {
     ids: input("ids_2", "int64", [batch, T]),
     end,
   });
   const losses = [projected, second.textEmbeds].map((text, i) => {
-    const logits = image.matmul(normalized(text).transpose([1, 0])).mul(temperature(aid, `logit_scale_${i + 1}`));
-    const hit = logits.mul(diagonal).sum([1]).sub(logits.max([1])).add(1e-6);
+    const logits = image
+      .matmul(normalized(text).transpose([1, 0]))
+      .mul(temperature(aid, `logit_scale_${i + 1}`));
+    const hit = logits
+      .mul(diagonal)
+      .sum([1])
+      .sub(logits.max([1]))
+      .add(1e-6);
     const accuracy = hit.maximum(0).minimum(1e-6).mean().mul(1e6);
     return { loss: symmetricCrossEntropy(logits, diagonal), accuracy };
   });

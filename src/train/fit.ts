@@ -2,20 +2,25 @@
 
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
+import { parametersOf } from "../graph/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
+import { Generator } from "../tensor/index.ts";
 import { loadSafetensors, saveSafetensors } from "../weights/index.ts";
 import { Logs } from "./logs.ts";
-import { type LearningRate, initialValues, learningRateAt, type Optimizer } from "./optimizer.ts";
-import { ParallelTrainer, type ParallelOptions } from "./parallel.ts";
-import { parametersOf } from "../graph/index.ts";
-import { Generator } from "../tensor/index.ts";
+import { initialValues, type LearningRate, learningRateAt, type Optimizer } from "./optimizer.ts";
+import { type ParallelOptions, ParallelTrainer } from "./parallel.ts";
 
 /** What is trained: a loss and where its batches come from. */
 export interface Job extends Pick<ParallelOptions, "loss" | "metrics" | "frozen"> {
   /** Samples in one micro-batch of one replica. */
   batch: number;
   /** Inputs of one micro-batch. Must depend on nothing but its arguments, so that a resumed run is the same run. */
-  feeds(at: { step: number; replica: number; replicas: number; micro: number }): Promise<Record<string, HostTensor>>;
+  feeds(at: {
+    step: number;
+    replica: number;
+    replicas: number;
+    micro: number;
+  }): Promise<Record<string, HostTensor>>;
   /** Weights to start from, by key; the others are initialised. */
   start?: Readonly<Record<string, HostTensor>>;
   /** Called with the averaged weights when samples are due. */
@@ -62,7 +67,10 @@ export interface Progress {
  * Runs or resumes a job; yields after every step and returns the averaged weights.
  * @throws when the loss is not finite (the last checkpoint stays), or the run in `out` was another.
  */
-export async function* fit(job: Job, options: FitOptions): AsyncGenerator<Progress, Record<string, HostTensor>> {
+export async function* fit(
+  job: Job,
+  options: FitOptions,
+): AsyncGenerator<Progress, Record<string, HostTensor>> {
   const { out, steps, accumulate = 1 } = options;
   mkdirSync(out, { recursive: true });
   await using trainer = await ParallelTrainer.create({ ...job, ...options });
@@ -71,7 +79,9 @@ export async function* fit(job: Job, options: FitOptions): AsyncGenerator<Progre
   if (existsSync(file)) {
     const { tensors, metadata } = await loadSafetensors(file);
     if (metadata.fingerprint !== options.fingerprint)
-      throw new Error(`${file} belongs to another recipe: give a new output folder, or the recipe it was made with`);
+      throw new Error(
+        `${file} belongs to another recipe: give a new output folder, or the recipe it was made with`,
+      );
     await trainer.load(tensors);
     step = Number(metadata.step);
   } else await trainer.load(initialWeights(job, options.seed));
@@ -117,10 +127,21 @@ export async function* fit(job: Job, options: FitOptions): AsyncGenerator<Progre
     const took = (performance.now() - started) / 1000;
     seconds = seconds === 0 ? took : seconds * 0.95 + took * 0.05;
     if (step % options.logEvery === 0 || step + 1 === steps)
-      logs.write({ step, loss, ...others, grad_norm: norm, learning_rate: learningRate, pictures_per_second: perStep / seconds });
+      logs.write({
+        step,
+        loss,
+        ...others,
+        grad_norm: norm,
+        learning_rate: learningRate,
+        pictures_per_second: perStep / seconds,
+      });
     step++;
     const sampleDue = options.sampleEvery > 0 && (step % options.sampleEvery === 0 || step === steps);
-    if (Date.now() - saved > options.checkpointMinutes * 60_000 || step === steps || options.signal?.aborted) {
+    if (
+      Date.now() - saved > options.checkpointMinutes * 60_000 ||
+      step === steps ||
+      options.signal?.aborted
+    ) {
       await save();
       saved = Date.now();
     }

@@ -22,7 +22,10 @@ export class Logs {
         .filter((line) => line !== "" && isBefore(line, from));
       writeFileSync(this.jsonl, kept.map((l) => `${l}\n`).join(""));
     }
-    writeFileSync(this.events, record(new ProtoWriter().double(1, Date.now() / 1000).string(3, "brain.Event:2")));
+    writeFileSync(
+      this.events,
+      record(new ProtoWriter().double(1, Date.now() / 1000).string(3, "brain.Event:2")),
+    );
   }
 
   write(row: LogRow): void {
@@ -30,7 +33,10 @@ export class Logs {
     const summary = new ProtoWriter();
     for (const [tag, value] of Object.entries(row))
       if (tag !== "step") summary.message(1, new ProtoWriter().string(1, tag).float(2, value));
-    const event = new ProtoWriter().double(1, Date.now() / 1000).int(2, row.step).message(5, summary);
+    const event = new ProtoWriter()
+      .double(1, Date.now() / 1000)
+      .int(2, row.step)
+      .message(5, summary);
     appendFileSync(this.events, record(event));
   }
 }

@@ -40,7 +40,11 @@ export interface AdamWOptions {
 }
 
 /** AdamW (Loshchilov & Hutter 2019, Algorithm 2), in the arithmetic of torch.optim.AdamW. */
-export function adamw({ betas: [b1, b2] = [0.9, 0.999], eps = 1e-8, weightDecay = 0.01 }: AdamWOptions = {}): Optimizer {
+export function adamw({
+  betas: [b1, b2] = [0.9, 0.999],
+  eps = 1e-8,
+  weightDecay = 0.01,
+}: AdamWOptions = {}): Optimizer {
   return {
     state: ["exp_avg", "exp_avg_sq"],
     scalars: (t, learningRate) => ({
@@ -65,19 +69,25 @@ export interface LearningRate {
   warmup?: number;
   /** "cosine" falls to `final`·peak at the last step; "constant" stays. Default "constant". */
   decay?: "constant" | "cosine";
+  /** Steps that the cosine takes, the last ones of the run. Default: all after the warm-up. */
+  decaySteps?: number;
   /** Share of the peak at the end of a cosine. Default 0. */
   final?: number;
 }
 
-/** Learning rate of step t (from 0) of `total` (Loshchilov & Hutter 2017 for the cosine). */
+/**
+ * Learning rate of step t (from 0) of `total`: a cosine (Loshchilov & Hutter 2017), or with `decaySteps` a plateau
+ * before it (Zhai et al. 2022), so that a run can be prolonged without being planned again.
+ */
 export function learningRateAt(
-  { peak, warmup = 0, decay = "constant", final = 0 }: LearningRate,
+  { peak, warmup = 0, decay = "constant", decaySteps, final = 0 }: LearningRate,
   t: number,
   total: number,
 ): number {
   if (t < warmup) return (peak * (t + 1)) / warmup;
   if (decay === "constant") return peak;
-  const progress = Math.min(1, (t - warmup) / Math.max(1, total - warmup));
+  const from = Math.max(warmup, decaySteps === undefined ? warmup : total - decaySteps);
+  const progress = Math.min(1, Math.max(0, (t - from) / Math.max(1, total - from)));
   return peak * (final + (1 - final) * 0.5 * (1 + Math.cos(Math.PI * progress)));
 }
 
@@ -85,11 +95,17 @@ const SCALARS: readonly (keyof StepScalars)[] = ["stepSize", "secondCorrection",
 
 /** The scalar inputs of an update program. */
 export function scalarInputs(): Record<keyof StepScalars, Value> {
-  return Object.fromEntries(SCALARS.map((k) => [k, input(k, "float32", [])])) as Record<keyof StepScalars, Value>;
+  return Object.fromEntries(SCALARS.map((k) => [k, input(k, "float32", [])])) as Record<
+    keyof StepScalars,
+    Value
+  >;
 }
 
 export function scalarFeeds(s: StepScalars): Record<keyof StepScalars, HostTensor> {
-  return Object.fromEntries(SCALARS.map((k) => [k, floats([], [s[k]])])) as Record<keyof StepScalars, HostTensor>;
+  return Object.fromEntries(SCALARS.map((k) => [k, floats([], [s[k]])])) as Record<
+    keyof StepScalars,
+    HostTensor
+  >;
 }
 
 /** Factor that brings a gradient of this norm down to `max`; 1 when `max` is undefined (as torch clip_grad_norm_). */
@@ -106,7 +122,8 @@ export function clipFactorValue(squares: Value, max: number): Value {
 export function initialValues(shape: readonly number[], init: Init, random: () => number): HostTensor {
   const out = floats(shape);
   if (init.kind === "constant") out.data.fill(init.value);
-  else if (init.kind === "uniform") for (let i = 0; i < out.data.length; i++) out.data[i] = (2 * random() - 1) * init.bound;
+  else if (init.kind === "uniform")
+    for (let i = 0; i < out.data.length; i++) out.data[i] = (2 * random() - 1) * init.bound;
   else
     for (let i = 0; i < out.data.length; i++) {
       const radius = Math.sqrt(-2 * Math.log(1 - random())); // Box & Muller 1958

@@ -7,9 +7,9 @@
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { grad, graph, input, parametersOf, symbol, type Value } from "../graph/index.ts";
-import { emitOnnx, type ExternalTensor } from "../onnx/index.ts";
+import { type ExternalTensor, emitOnnx } from "../onnx/index.ts";
 import { floats, type HostTensor, sizeOf } from "../tensor/index.ts";
-import { type Optimizer, scalarInputs, type StepScalars } from "./optimizer.ts";
+import { type Optimizer, type StepScalars, scalarInputs } from "./optimizer.ts";
 
 export interface Chunk {
   start: number;
@@ -85,7 +85,13 @@ export class ParallelTrainer implements AsyncDisposable {
     this.state = setup.state.map((b) => new Float32Array(b));
   }
 
-  static async create({ loss, metrics = {}, optimizer, replicas, frozen }: ParallelOptions): Promise<ParallelTrainer> {
+  static async create({
+    loss,
+    metrics = {},
+    optimizer,
+    replicas,
+    frozen,
+  }: ParallelOptions): Promise<ParallelTrainer> {
     const trained = parametersOf([loss]).filter((p) => !frozen?.has(p.name));
     const gradients = grad(
       loss,
@@ -140,7 +146,9 @@ export class ParallelTrainer implements AsyncDisposable {
             };
             const onError = (error: Error) => settle(() => reject(error));
             const onMessage = (reply: T & { error?: string }) =>
-              settle(() => (reply.error ? reject(new Error(`replica ${rank}: ${reply.error}`)) : resolve(reply)));
+              settle(() =>
+                reply.error ? reject(new Error(`replica ${rank}: ${reply.error}`)) : resolve(reply),
+              );
             worker.on("error", onError);
             worker.on("message", onMessage);
             const m = message(rank);
@@ -174,7 +182,9 @@ export class ParallelTrainer implements AsyncDisposable {
     for (const { name, shape, start, length } of this.setup.layout) {
       const value = tensors[name];
       if (!value || value.shape.join() !== shape.join())
-        throw new Error(`parameter ${name} needs shape [${shape}], got ${value ? `[${value.shape}]` : "nothing"}`);
+        throw new Error(
+          `parameter ${name} needs shape [${shape}], got ${value ? `[${value.shape}]` : "nothing"}`,
+        );
       this.parameters.set(value.data as Float32Array, start);
       this.setup.stateNames.forEach((s, i) => {
         const known = tensors[`${s}.${name}`] ?? (s === "ema" ? value : undefined);

@@ -45,7 +45,7 @@ export function trainStep(
     const old = optimizer.state.map((s) => input(`${s}.${name}`, "float32", shape));
     const [next, newState] = optimizer.update(value, gradients[i], old, { ...scalars, clip });
     keep(name, next);
-    optimizer.state.forEach((s, j) => keep(`${s}.${name}`, newState[j]));
+    for (const [j, s] of optimizer.state.entries()) keep(`${s}.${name}`, newState[j]);
     if (ema) {
       const average = input(`ema.${name}`, "float32", shape);
       keep(`ema.${name}`, average.mul(scalars.emaDecay).add(next.sub(next.mul(scalars.emaDecay))));

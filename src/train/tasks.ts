@@ -5,10 +5,10 @@ import { caption, contactSheet, type Icons } from "../data/index.ts";
 import { graph, input, symbol } from "../graph/index.ts";
 import { type UNetConfig, type VaeConfig, vaeDecode, vaeEncode } from "../models/index.ts";
 import { rootScope } from "../nn/index.ts";
+import { atomicWrite } from "../platform/index.ts";
 import { compile } from "../runtime/index.ts";
 import { type FloatTensor, floats, Generator, type HostTensor } from "../tensor/index.ts";
 import type { ClipTokenizer } from "../tokenizers/index.ts";
-import { atomicWrite } from "../weights/index.ts";
 import { type ClipConfigs, clipLoss } from "./clip.ts";
 import type { Job } from "./fit.ts";
 import { encodePrompt, type TextConfigs, unetLoss } from "./unet.ts";
@@ -17,7 +17,8 @@ import { type VaeLossOptions, vaeLoss } from "./vae.ts";
 /** RGB bytes → [3,S,S] floats in [−1,1], written at an offset. */
 export function toPlanes(rgb: Uint8Array, out: Float32Array, offset: number): void {
   const n = rgb.length / 3;
-  for (let i = 0; i < n; i++) for (let c = 0; c < 3; c++) out[offset + c * n + i] = rgb[3 * i + c] / 127.5 - 1;
+  for (let i = 0; i < n; i++)
+    for (let c = 0; c < 3; c++) out[offset + c * n + i] = rgb[3 * i + c] / 127.5 - 1;
 }
 
 /** [3,S,S] around [−1,1] → RGB bytes. */
@@ -51,7 +52,13 @@ export function picturesAt(data: Icons, indices: readonly number[]): FloatTensor
 export function vaeJob(
   config: VaeConfig,
   data: Icons,
-  { batch, seed, out, ...weights }: VaeLossOptions & { batch: number; seed: number; out: string },
+  {
+    batch,
+    seed,
+    out,
+    frozen,
+    ...weights
+  }: VaeLossOptions & { batch: number; seed: number; out: string; frozen?: ReadonlyMap<string, HostTensor> },
 ): Job {
   const side = data.size / 2 ** (config.block_out_channels.length - 1);
   const { loss, metrics } = vaeLoss(config, { batch, size: data.size }, weights);
@@ -59,16 +66,23 @@ export function vaeJob(
     loss,
     metrics,
     batch,
+    frozen,
     feeds: async (at) => {
       const g = batchGenerator(seed, at);
       const indices = Array.from({ length: batch }, () => g.integer(data.length));
-      return { pictures: picturesAt(data, indices), noise: g.randn([batch, config.latent_channels, side, side]) };
+      return {
+        pictures: picturesAt(data, indices),
+        noise: g.randn([batch, config.latent_channels, side, side]),
+      };
     },
     preview: async (tensors, step) => {
       const pictures = input("pictures", "float32", [symbol("B"), 3, data.size, data.size]);
       const mean = vaeEncode(rootScope(), config, pictures).slice(1, 0, config.latent_channels);
       const restored = vaeDecode(rootScope(), config, mean);
-      await using program = await compile(graph({ restored }), { weights: new Map(Object.entries(tensors)), threads: 1 });
+      await using program = await compile(graph({ restored }), {
+        weights: new Map([...(frozen ?? []), ...Object.entries(tensors)]),
+        threads: 1,
+      });
       const indices = Array.from({ length: 24 }, (_, i) => Math.floor((i * data.length) / 24));
       const result = await program.run({ pictures: picturesAt(data, indices) });
       const planes = result.restored.data as Float32Array;
@@ -89,7 +103,10 @@ function shifted(rgb: Uint8Array, size: number, reach: number, g: Generator): Ui
   for (let y = Math.max(0, dy); y < Math.min(size, size + dy); y++) {
     const from = Math.max(0, dx);
     const to = Math.min(size, size + dx);
-    out.set(rgb.subarray(((y - dy) * size + from - dx) * 3, ((y - dy) * size + to - dx) * 3), (y * size + from) * 3);
+    out.set(
+      rgb.subarray(((y - dy) * size + from - dx) * 3, ((y - dy) * size + to - dx) * 3),
+      (y * size + from) * 3,
+    );
   }
   return out;
 }
@@ -100,7 +117,10 @@ export interface TokenizerPair {
 }
 
 /** Token inputs of both text encoders, under the names that the graphs use. */
-export function tokenFeeds({ tokenizer, tokenizer2 }: TokenizerPair, texts: readonly string[]): Record<"ids" | "ids_2" | "end", HostTensor> {
+export function tokenFeeds(
+  { tokenizer, tokenizer2 }: TokenizerPair,
+  texts: readonly string[],
+): Record<"ids" | "ids_2" | "end", HostTensor> {
   const { ids, end } = tokenizer.encodeBatch(texts);
   return { ids, end, ids_2: tokenizer2.encodeBatch(texts).ids };
 }
@@ -108,7 +128,12 @@ export function tokenFeeds({ tokenizer, tokenizer2 }: TokenizerPair, texts: read
 export function clipJob(
   configs: ClipConfigs,
   data: Icons,
-  { batch, seed, shift, tokenizers }: { batch: number; seed: number; shift: number; tokenizers: TokenizerPair },
+  {
+    batch,
+    seed,
+    shift,
+    tokenizers,
+  }: { batch: number; seed: number; shift: number; tokenizers: TokenizerPair },
 ): Job {
   const { loss, metrics } = clipLoss(configs, { batch });
   const diagonal = floats([batch, batch]);
@@ -124,7 +149,11 @@ export function clipJob(
       const taken = new Set<number>();
       while (taken.size < batch) taken.add(g.integer(data.length)); // a picture twice would be its own rival
       for (const index of taken) {
-        toPlanes(shifted(data.image(index), data.size, shift, g), pixels.data, texts.length * 3 * data.size ** 2);
+        toPlanes(
+          shifted(data.image(index), data.size, shift, g),
+          pixels.data,
+          texts.length * 3 * data.size ** 2,
+        );
         texts.push(caption(data.rows[index], () => g.random()));
       }
       return { pixels, diagonal, ...tokenFeeds(tokenizers, texts) };
@@ -141,7 +170,11 @@ export interface Latents {
 }
 
 /** Encodes all pictures (posterior means) and normalises each channel to zero mean and unit deviation. */
-export async function encodeLatents(config: VaeConfig, weights: ReadonlyMap<string, HostTensor>, data: Icons): Promise<Latents> {
+export async function encodeLatents(
+  config: VaeConfig,
+  weights: ReadonlyMap<string, HostTensor>,
+  data: Icons,
+): Promise<Latents> {
   const C = config.latent_channels;
   const pictures = input("pictures", "float32", [symbol("B"), 3, data.size, data.size]);
   const mean = vaeEncode(rootScope(), config, pictures).slice(1, 0, C);
@@ -230,7 +263,13 @@ export interface UNetJobOptions {
   preview?: Job["preview"];
 }
 
-export function unetJob(config: UNetConfig, data: Icons, latents: Latents, bank: CaptionBank, options: UNetJobOptions): Job {
+export function unetJob(
+  config: UNetConfig,
+  data: Icons,
+  latents: Latents,
+  bank: CaptionBank,
+  options: UNetJobOptions,
+): Job {
   const { batch, seed, dropPrompt, minSnr, alphasCumprod } = options;
   const [, C, side] = latents.data.shape;
   const n = C * side * side;
@@ -265,8 +304,14 @@ export function unetJob(config: UNetConfig, data: Icons, latents: Latents, bank:
         timeIds.data.set([data.size, data.size, 0, 0, data.size, data.size], b * 6);
         const at = index * bank.perPicture + g.integer(bank.perPicture);
         if (g.random() < dropPrompt) continue; // zeros, as SDXL's empty prompt
-        hidden.data.set(bank.hidden.subarray(at * bank.hiddenSize, (at + 1) * bank.hiddenSize), b * bank.hiddenSize);
-        pooled.data.set(bank.pooled.subarray(at * bank.pooledSize, (at + 1) * bank.pooledSize), b * bank.pooledSize);
+        hidden.data.set(
+          bank.hidden.subarray(at * bank.hiddenSize, (at + 1) * bank.hiddenSize),
+          b * bank.hiddenSize,
+        );
+        pooled.data.set(
+          bank.pooled.subarray(at * bank.pooledSize, (at + 1) * bank.pooledSize),
+          b * bank.pooledSize,
+        );
       }
       return { sample, target, timestep, weight, hidden, pooled, time_ids: timeIds };
     },

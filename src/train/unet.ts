@@ -1,7 +1,13 @@
 /** @file The teacher's training: noise prediction (Ho et al. 2020) with the conditioning of SDXL. */
 
 import { input, type Value } from "../graph/index.ts";
-import { type ClipTextConfig, clipText, clipTextWithProjection, type UNetConfig, unet } from "../models/index.ts";
+import {
+  type ClipTextConfig,
+  clipText,
+  clipTextWithProjection,
+  type UNetConfig,
+  unet,
+} from "../models/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { concat } from "../ops/index.ts";
 
@@ -41,6 +47,9 @@ export function unetLoss(
     textEmbeds: input("pooled", "float32", [batch, pooled]),
     timeIds: input("time_ids", "float32", [batch, 6]),
   });
-  const error = prediction.sub(input("target", "float32", shape)).pow(2).mean([1, 2, 3]);
+  const error = prediction
+    .sub(input("target", "float32", shape))
+    .pow(2)
+    .mean([1, 2, 3]);
   return { loss: error.mul(input("weight", "float32", [batch])).mean(), metrics: { mse: error.mean() } };
 }

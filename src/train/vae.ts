@@ -30,16 +30,31 @@ export function vaeLoss(
   const noise = input("noise", "float32", [batch, z, side, side]);
   const moments = vaeEncode(scope, config, pictures);
   const mean = moments.slice(1, 0, z);
-  const logVariance = moments.slice(1, z, 2 * z).maximum(-30).minimum(20);
+  const logVariance = moments
+    .slice(1, z, 2 * z)
+    .maximum(-30)
+    .minimum(20);
   const latents = mean.add(logVariance.mul(0.5).exp().mul(noise));
   const difference = vaeDecode(scope, config, latents).sub(pictures);
   const mse = difference.pow(2).mean();
   const kl = mean.pow(2).add(logVariance.exp()).sub(logVariance).sub(1).mean().mul(0.5);
   const edges = [2, 3]
-    .map((axis) => difference.slice(axis, 1, size).sub(difference.slice(axis, 0, size - 1)).pow(2).mean())
+    .map((axis) =>
+      difference
+        .slice(axis, 1, size)
+        .sub(difference.slice(axis, 0, size - 1))
+        .pow(2)
+        .mean(),
+    )
     .reduce((a, b) => a.add(b));
-  const loss = mse.add(difference.abs().mean().mul(l1Weight)).add(edges.mul(edgeWeight)).add(kl.mul(klWeight));
+  const loss = mse
+    .add(difference.abs().mean().mul(l1Weight))
+    .add(edges.mul(edgeWeight))
+    .add(kl.mul(klWeight));
   // Peak signal is 2 in [−1, 1].
-  const psnr = scalar(4, "float32").div(mse).log().mul(10 / Math.LN10);
+  const psnr = scalar(4, "float32")
+    .div(mse)
+    .log()
+    .mul(10 / Math.LN10);
   return { loss, metrics: { mse, kl, psnr } };
 }

@@ -8,7 +8,7 @@ import type { InferenceSession, Tensor } from "onnxruntime-common";
 import "../platform/node.ts";
 import { platform } from "../platform/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
-import type { Chunk, ReplicaSetup, StepRequest, StepReply } from "./parallel.ts";
+import type { Chunk, ReplicaSetup, StepReply, StepRequest } from "./parallel.ts";
 
 const setup = workerData as ReplicaSetup;
 const { rank, replicas, size, chunks } = setup;
@@ -54,7 +54,9 @@ const [backward, update] = await Promise.all(
 );
 
 const parameterFeeds: Record<string, Tensor> = {};
-const gradientFetches: Record<string, Tensor | null> = Object.fromEntries(setup.metrics.map((m) => [m, null]));
+const gradientFetches: Record<string, Tensor | null> = Object.fromEntries(
+  setup.metrics.map((m) => [m, null]),
+);
 for (const { name, shape, start, length } of setup.layout) {
   parameterFeeds[name] = toOrt(parameters.subarray(start, start + length), shape);
   gradientFetches[`grad.${name}`] = toOrt(gradient.subarray(start, start + length), shape);

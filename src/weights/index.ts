@@ -1,2 +1,8 @@
-export { atomicWrite } from "./atomic.ts";
-export { loadSafetensors, type LoadedSafetensors, matchKeys, SafetensorsFile, saveSafetensors, type TensorEntry } from "./safetensors.ts";
+export {
+  type LoadedSafetensors,
+  loadSafetensors,
+  matchKeys,
+  SafetensorsFile,
+  saveSafetensors,
+  type TensorEntry,
+} from "./safetensors.ts";

@@ -5,8 +5,8 @@
 
 import { type FileHandle, open } from "node:fs/promises";
 import { basename } from "node:path";
+import { atomicWrite } from "../platform/index.ts";
 import { DTYPES, type DType, type HostTensor, sizeOf } from "../tensor/index.ts";
-import { atomicWrite } from "./atomic.ts";
 
 const NAMES: Record<string, DType> = {
   F64: "float64",
@@ -98,13 +98,18 @@ async function readBytes(handle: FileHandle, position: number, length: number): 
 
 async function readHeaderLength(handle: FileHandle, size: number, path: string): Promise<number> {
   const name = basename(path);
-  if (size < 8) throw new Error(`${name}: not a safetensors file: ${size} bytes, the header alone needs more`);
+  if (size < 8)
+    throw new Error(`${name}: not a safetensors file: ${size} bytes, the header alone needs more`);
   const head = await readBytes(handle, 0, 8);
   const length = new DataView(head.buffer).getBigUint64(0, true);
   if (length > BigInt(MAX_HEADER))
-    throw new Error(`${name}: not a safetensors file: its header claims ${length} bytes, at most ${MAX_HEADER} are allowed`);
+    throw new Error(
+      `${name}: not a safetensors file: its header claims ${length} bytes, at most ${MAX_HEADER} are allowed`,
+    );
   if (Number(length) > size - 8)
-    throw new Error(`${name}: truncated: the header needs ${length} bytes, the file has ${size - 8}; fetch it again`);
+    throw new Error(
+      `${name}: truncated: the header needs ${length} bytes, the file has ${size - 8}; fetch it again`,
+    );
   return Number(length);
 }
 
@@ -140,7 +145,9 @@ function parseHeader(
   let end = start;
   for (const [key, e] of [...entries].sort(([, a], [, b]) => a.offset - b.offset || a.bytes - b.bytes)) {
     if (e.offset !== end)
-      throw new Error(`${name}: tensor ${key} ${e.offset < end ? "overlaps another" : "leaves a gap before it"}`);
+      throw new Error(
+        `${name}: tensor ${key} ${e.offset < end ? "overlaps another" : "leaves a gap before it"}`,
+      );
     end += e.bytes;
   }
   if (end !== start + room)
@@ -151,19 +158,27 @@ function parseHeader(
 function parseEntry(key: string, value: unknown, room: number, start: number, name: string): TensorEntry {
   const { dtype, shape, data_offsets } = (value ?? {}) as Record<string, unknown>;
   if (typeof dtype !== "string" || !Object.hasOwn(NAMES, dtype))
-    throw new Error(`${name}: tensor ${key} has dtype ${JSON.stringify(dtype)}; known are ${Object.keys(NAMES).join(", ")}`);
+    throw new Error(
+      `${name}: tensor ${key} has dtype ${JSON.stringify(dtype)}; known are ${Object.keys(NAMES).join(", ")}`,
+    );
   const natural = (x: unknown): x is number => Number.isSafeInteger(x) && (x as number) >= 0;
   if (!Array.isArray(shape) || !shape.every(natural) || !Number.isSafeInteger(sizeOf(shape)))
     throw new Error(`${name}: tensor ${key} has shape ${JSON.stringify(shape)}; expected whole numbers`);
   if (!Array.isArray(data_offsets) || data_offsets.length !== 2 || !data_offsets.every(natural))
-    throw new Error(`${name}: tensor ${key} has data_offsets ${JSON.stringify(data_offsets)}; expected two whole numbers`);
+    throw new Error(
+      `${name}: tensor ${key} has data_offsets ${JSON.stringify(data_offsets)}; expected two whole numbers`,
+    );
   const [from, to] = data_offsets as [number, number];
   if (from > to || to > room)
-    throw new Error(`${name}: truncated: tensor ${key} lies at bytes ${from}–${to}, the file has ${room}; fetch it again`);
+    throw new Error(
+      `${name}: truncated: tensor ${key} lies at bytes ${from}–${to}, the file has ${room}; fetch it again`,
+    );
   const info = NAMES[dtype];
   const bytes = sizeOf(shape as number[]) * DTYPES[info].bytes;
   if (to - from !== bytes)
-    throw new Error(`${name}: tensor ${key} ${dtype}[${shape}] needs ${bytes} bytes, its offsets give ${to - from}`);
+    throw new Error(
+      `${name}: tensor ${key} ${dtype}[${shape}] needs ${bytes} bytes, its offsets give ${to - from}`,
+    );
   return { dtype: info, shape: shape as number[], offset: start + from, bytes };
 }
 

@@ -1,0 +1,50 @@
+/** @file `fewstep train`: a recipe becomes a model. */
+
+import process from "node:process";
+import type { Command } from "commander";
+import { interruptSignal } from "./cleanup.ts";
+import { wholeNumber } from "./options.ts";
+import { duration, startProgress } from "./progress.ts";
+
+interface TrainOptions {
+  out?: string;
+  steps?: number;
+  replicas?: number;
+  json?: boolean;
+}
+
+export function trainCommand(program: Command): void {
+  program
+    .command("train")
+    .description("train what a recipe says; run again to go on where it stopped")
+    .argument("<recipe.json>", "see docs/recipes.md")
+    .option("--out <folder>", "of the run (default: the recipe's)")
+    .option("--steps <n>", "(default: the recipe's)", wholeNumber(1, 1e9))
+    .option("--replicas <n>", "gradients computed side by side (default: one per core)", wholeNumber(1, 256))
+    .option("--json", "print one JSON object per logged step")
+    .action(trainRecipe);
+}
+
+async function trainRecipe(path: string, { out, steps, replicas, json }: TrainOptions): Promise<void> {
+  const progress = await startProgress(!json);
+  const signal = interruptSignal(); // Ctrl-C saves a checkpoint first
+  try {
+    const { readRecipe, train } = await import("../train/index.ts");
+    await import("../platform/node.ts");
+    const read = await readRecipe(path);
+    const recipe = { ...read, out: out ?? read.out, steps: steps ?? read.steps };
+    const onPrepare = (what: string): void => progress.update(what);
+    for await (const p of train(recipe, { replicas, signal, onPrepare })) {
+      const due = p.step % recipe.logEvery === 0 || p.step === p.steps;
+      if (json && due) console.log(JSON.stringify(p));
+      const speed = `${p.picturesPerSecond.toFixed(0)} pictures/s, ${duration(p.secondsLeft)} left`;
+      progress.update(`loss ${p.loss.toFixed(4)}  ${speed} `, p.step, p.steps);
+      if (!json && due && !process.stderr.isTTY)
+        console.error(`step ${p.step}/${p.steps}: loss ${p.loss.toFixed(4)}, ${speed}`);
+    }
+    progress.stop();
+    if (!json) console.log(recipe.out);
+  } finally {
+    progress.stop();
+  }
+}

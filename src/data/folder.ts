@@ -1,0 +1,180 @@
+/**
+ * @file Finds pictures with captions: name.png + name.txt, metadata.jsonl (Hugging Face's imagefolder), or
+ * WebDataset shards. Datasets come from strangers: no path leaves the folder, every read has a bound.
+ */
+
+import { readdir, realpath, stat } from "node:fs/promises";
+import { basename, dirname, join, relative, resolve, sep } from "node:path";
+import { type Part, readPart, tarEntries } from "./archive.ts";
+
+/**
+ * - `pairs`: name.png|jpg|jpeg|webp beside name.txt, in the folder and below.
+ * - `metadata`: metadata.jsonl with `{"file_name", "text" | "caption" | "prompt"}` rows, names relative to it.
+ * - `webdataset`: .tar shards of key.png + key.txt, or key.json with a caption under one of these names.
+ */
+export type Convention = "pairs" | "metadata" | "webdataset";
+
+export interface Skipped {
+  /** Relative to the dataset; `metadata.jsonl:3` is a line, `shard.tar/key.png` a file in an archive. */
+  file: string;
+  reason: string;
+}
+
+export interface FoundPicture {
+  file: string;
+  part: Part;
+  caption: string;
+}
+
+const PICTURE = /\.(png|jpe?g|webp)$/i;
+const METADATA = "metadata.jsonl";
+/** Bytes of one caption file, and of one metadata.jsonl. */
+const MAX_CAPTION = 1 << 20;
+const MAX_METADATA = 1 << 28;
+
+/** The first line of what went wrong, in words where the system gives a code. */
+export function reasonOf(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  if (code === "ENOENT") return "no such file";
+  if (code === "EACCES") return "no permission to read it";
+  return message.split("\n")[0];
+}
+
+/**
+ * Looks a dataset up without decoding any picture, in an order that depends on names alone.
+ * @param path a folder, one .tar shard or one metadata.jsonl.
+ * @param convention default: metadata.jsonl where there is one, else pairs where there are pictures, else shards.
+ */
+export async function* findPictures(
+  path: string,
+  convention?: Convention,
+): AsyncGenerator<FoundPicture | Skipped> {
+  const given = await realpath(path).catch(() => {
+    throw new Error(`${path}: no such folder`);
+  });
+  const single = (await stat(given)).isFile();
+  const root = single ? dirname(given) : given;
+  const files = single ? [basename(given)] : await listFiles(root);
+  const isMetadata = (f: string) => basename(f) === METADATA;
+  const isShard = (f: string) => f.endsWith(".tar");
+  if (!convention) {
+    if (files.some(isMetadata)) convention = "metadata";
+    else if (files.some((f) => PICTURE.test(f))) convention = "pairs";
+    else if (files.some(isShard)) convention = "webdataset";
+    else throw new Error(`${path}: no pictures; expected name.png + name.txt, ${METADATA} or .tar shards`);
+  }
+  if (convention === "pairs") yield* pairs(root, files);
+  else if (convention === "metadata") for (const file of files.filter(isMetadata)) yield* rows(root, file);
+  else for (const file of files.filter(isShard)) yield* samples(root, file);
+}
+
+/** Names relative to the folder, with "/", sorted by code unit. Hidden names and linked folders are left out. */
+async function listFiles(root: string): Promise<string[]> {
+  const files: string[] = [];
+  const folders = [""];
+  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop())
+    for (const entry of await readdir(join(root, folder), { withFileTypes: true })) {
+      if (entry.name.startsWith(".")) continue;
+      if (entry.isDirectory()) folders.push(`${folder}${entry.name}/`);
+      else if (entry.isFile() || entry.isSymbolicLink()) files.push(folder + entry.name);
+    }
+  return files.sort();
+}
+
+/** @throws unless the path is a regular file inside the folder, before and after links are followed. */
+async function locate(root: string, ...names: string[]): Promise<Part> {
+  const inside = (p: string) => p.startsWith(root.endsWith(sep) ? root : root + sep);
+  const asked = resolve(root, ...names);
+  if (!inside(asked)) throw new Error(`${names.at(-1)} lies outside the dataset`);
+  const path = await realpath(asked);
+  if (!inside(path)) throw new Error(`${names.at(-1)} is a link that leaves the dataset`);
+  const info = await stat(path, { bigint: true });
+  if (!info.isFile()) throw new Error(`${names.at(-1)} is not a file`);
+  return { path, offset: 0, bytes: Number(info.size), stamp: `${info.size}:${info.mtimeNs}` };
+}
+
+async function readText(part: Part, limit: number): Promise<string> {
+  const bytes = await readPart(part, limit);
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new Error("its text is not UTF-8");
+  }
+}
+
+/** @throws when there is none. Line breaks become spaces. */
+function captionOf(source: unknown): string {
+  const { text, caption, prompt } = (source ?? {}) as Record<string, unknown>;
+  const found = [source, text, caption, prompt].find((v) => typeof v === "string") as string | undefined;
+  const clean = found?.replace(/\s+/g, " ").trim();
+  if (!clean) throw new Error("no caption");
+  return clean;
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Error("not valid JSON");
+  }
+}
+
+async function attempt<T>(file: string, look: () => T | Promise<T>): Promise<T | Skipped> {
+  try {
+    return await look();
+  } catch (error) {
+    return { file, reason: reasonOf(error) };
+  }
+}
+
+async function* pairs(root: string, files: readonly string[]): AsyncGenerator<FoundPicture | Skipped> {
+  const all = new Set(files);
+  for (const file of files)
+    if (PICTURE.test(file))
+      yield attempt(file, async () => {
+        const part = await locate(root, file);
+        const text = file.replace(PICTURE, ".txt");
+        if (!all.has(text)) throw new Error(`no caption: ${text} is missing`);
+        return { file, part, caption: captionOf(await readText(await locate(root, text), MAX_CAPTION)) };
+      });
+}
+
+async function* rows(root: string, file: string): AsyncGenerator<FoundPicture | Skipped> {
+  const text = await attempt(file, async () => readText(await locate(root, file), MAX_METADATA));
+  if (typeof text !== "string") return yield text;
+  for (const [i, line] of text.split("\n").entries())
+    if (line.trim())
+      yield attempt(`${file}:${i + 1}`, async () => {
+        const row = parseJson(line) as { file_name?: unknown } | null;
+        const name = row?.file_name;
+        if (typeof name !== "string" || !name) throw new Error("no file_name");
+        const part = await locate(root, dirname(file), name);
+        return { file: relative(root, part.path).replaceAll(sep, "/"), part, caption: captionOf(row) };
+      });
+}
+
+/** Files of one sample share a key: the path up to the first dot of the name, as WebDataset has it. */
+async function* samples(root: string, file: string): AsyncGenerator<FoundPicture | Skipped> {
+  const found = new Map<string, { name?: string; picture?: Part; txt?: Part; json?: Part }>();
+  const failure = await attempt(file, async () => {
+    for await (const { name, part } of tarEntries(await locate(root, file))) {
+      const [, key, extension] = /^((?:.*\/)?[^/.]*)\.([^/]*)$/s.exec(name) ?? [];
+      if (key === undefined) continue;
+      const sample = found.get(key) ?? {};
+      found.set(key, sample);
+      if (extension === "txt" || extension === "json") sample[extension] = part;
+      else if (PICTURE.test(`.${extension}`) && !extension.includes(".")) {
+        sample.name = name;
+        sample.picture = part;
+      }
+    }
+  });
+  for (const { name, picture: part, txt, json } of found.values())
+    if (part)
+      yield attempt(`${file}/${name}`, async () => {
+        if (!txt && !json) throw new Error("no caption: its key has no .txt and no .json");
+        const text = await readText((txt ?? json)!, MAX_CAPTION);
+        return { file: `${file}/${name}`, part, caption: captionOf(txt ? text : parseJson(text)) };
+      });
+  if (failure) yield failure;
+}

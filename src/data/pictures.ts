@@ -1,0 +1,160 @@
+/** @file A dataset of the user's pictures, in aspect buckets, decoded on demand. */
+
+import sharp from "sharp";
+import { type FloatTensor, floats } from "../tensor/index.ts";
+import { readPart } from "./archive.ts";
+import { aspectBuckets, type BucketOptions, coverCrop, nearestBucket, type Size } from "./buckets.ts";
+import type { Dataset } from "./dataset.ts";
+import { type Convention, type FoundPicture, findPictures, reasonOf, type Skipped } from "./folder.ts";
+
+export interface LoadPicturesOptions extends BucketOptions {
+  /** A folder, one .tar shard or one metadata.jsonl. */
+  path: string;
+  /** Default: recognised. */
+  convention?: Convention;
+  /** Larger pictures are skipped before they are decoded. Default 100 million. */
+  maxPixels?: number;
+  /** Decodes every picture once, which finds damage beyond the header before training does. Default true. */
+  verify?: boolean;
+  onProgress?: (done: number) => void;
+}
+
+export interface BucketPicture extends FoundPicture {
+  /** Index in `Pictures.buckets`. */
+  bucket: number;
+  resized: Size;
+  /** (height, width) before resizing, upright. */
+  originalSize: readonly [number, number];
+  /** (y, x) in the resized picture. */
+  cropTopLeft: readonly [number, number];
+}
+
+export interface Bucket extends Size {
+  /** Indices of its pictures, in order. */
+  members: readonly number[];
+}
+
+export interface Pictures extends Dataset {
+  readonly pictures: readonly BucketPicture[];
+  /** Those that have pictures. */
+  readonly buckets: readonly Bucket[];
+  readonly report: { used: number; skipped: readonly Skipped[] };
+  /** Pictures of one bucket as float32 [B,3,H,W] in [−1,1]. */
+  pixels(indices: readonly number[]): Promise<FloatTensor>;
+  /** SDXL's micro-conditioning: original_size, crop_top_left, target_size, each vertical first. */
+  timeIds(index: number): [number, number, number, number, number, number];
+}
+
+/** Bytes of one picture's file. */
+const MAX_FILE = 1 << 28;
+/** Pictures that are looked at together. */
+const TOGETHER = 4;
+const WHITE = "#ffffff";
+
+/** PNG, JPEG or WebP by content: libvips knows more formats, which strangers' files need not reach. */
+function isPicture(b: Buffer): boolean {
+  const starts = b.toString("latin1", 0, 12);
+  return /^(\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF[^]{4}WEBP)/.test(starts);
+}
+
+/**
+ * Loads a dataset of pictures with captions. Each goes to the bucket of the nearest aspect, resized to cover it
+ * and cropped at the centre. What cannot be used is skipped and named in `report`.
+ * @throws when nothing is left.
+ */
+export async function loadPictures(options: LoadPicturesOptions): Promise<Pictures> {
+  const { path, convention, maxPixels = 100_000_000, verify = true, onProgress } = options;
+  const sizes = aspectBuckets(options);
+  const skipped: Skipped[] = [];
+  const pictures: BucketPicture[] = [];
+
+  const decoder = async ({ part }: FoundPicture) => {
+    const bytes = await readPart(part, MAX_FILE);
+    if (!isPicture(bytes)) throw new Error("not a PNG, JPEG or WebP file");
+    return sharp(bytes, { limitInputPixels: maxPixels }).autoOrient();
+  };
+  const look = async (found: FoundPicture): Promise<BucketPicture | Skipped> => {
+    try {
+      const image = await decoder(found);
+      const size = (await image.metadata()).autoOrient;
+      if (verify) await image.resize(16, 16, { fit: "fill" }).raw().toBuffer();
+      const bucket = nearestBucket(size, sizes);
+      return { ...found, bucket, originalSize: [size.height, size.width], ...coverCrop(size, sizes[bucket]) };
+    } catch (error) {
+      return { file: found.file, reason: reasonOf(error) };
+    }
+  };
+
+  let waiting: (Skipped | Promise<Skipped | BucketPicture>)[] = [];
+  let done = 0;
+  const settle = async () => {
+    for (const p of await Promise.all(waiting)) "reason" in p ? skipped.push(p) : pictures.push(p);
+    done += waiting.length;
+    waiting = [];
+    onProgress?.(done);
+  };
+  for await (const found of findPictures(path, convention)) {
+    waiting.push("reason" in found ? found : look(found));
+    if (waiting.length === TOGETHER) await settle();
+  }
+  await settle();
+  if (pictures.length === 0) {
+    const [first] = skipped;
+    const why = first
+      ? `${skipped.length} skipped, the first is ${first.file}: ${first.reason}`
+      : "it is empty";
+    throw new Error(`${path}: no usable picture with a caption (${why})`);
+  }
+
+  const all = sizes.map((size) => ({ ...size, members: [] as number[] }));
+  for (const [i, p] of pictures.entries()) all[p.bucket].members.push(i);
+  const buckets = all.filter(({ members }) => members.length > 0);
+  for (const p of pictures) p.bucket = buckets.indexOf(all[p.bucket]);
+
+  const rgb = async (index: number): Promise<Buffer> => {
+    const picture = pictures[index];
+    const { width, height } = buckets[picture.bucket];
+    const [top, left] = picture.cropTopLeft;
+    try {
+      return await (await decoder(picture))
+        .resize({ ...picture.resized, fit: "fill" })
+        .extract({ left, top, width, height })
+        .flatten({ background: WHITE })
+        .toColourspace("srgb")
+        .raw()
+        .toBuffer();
+    } catch (error) {
+      throw new Error(`${picture.file}: ${reasonOf(error)}; it could be read before`, { cause: error });
+    }
+  };
+  return {
+    length: pictures.length,
+    pictures,
+    buckets,
+    report: { used: pictures.length, skipped },
+    sample: async (index) => {
+      const { bucket, caption, originalSize, cropTopLeft } = pictures[index];
+      const { width, height } = buckets[bucket];
+      return { image: await rgb(index), width, height, caption, originalSize, cropTopLeft };
+    },
+    pixels: async (indices) => {
+      const bucket = pictures[indices[0]].bucket;
+      const odd = indices.find((i) => pictures[i].bucket !== bucket);
+      if (odd !== undefined) throw new Error(`${pictures[odd].file} is of another bucket than its batch`);
+      const { width, height } = buckets[bucket];
+      const area = width * height;
+      const out = floats([indices.length, 3, height, width]);
+      for (const [b, index] of indices.entries()) {
+        const bytes = await rgb(index);
+        for (let i = 0; i < area; i++)
+          for (let c = 0; c < 3; c++) out.data[(3 * b + c) * area + i] = bytes[3 * i + c] / 127.5 - 1;
+      }
+      return out;
+    },
+    timeIds: (index) => {
+      const { bucket, originalSize, cropTopLeft } = pictures[index];
+      const { width, height } = buckets[bucket];
+      return [...originalSize, ...cropTopLeft, height, width];
+    },
+  };
+}

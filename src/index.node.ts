@@ -1,0 +1,5 @@
+/** @file The package in Node: binds ONNX Runtime for Node and the file system. */
+
+import "./platform/node.ts";
+
+export * from "./main.ts";

@@ -1,0 +1,16 @@
+/** @file The public face of the package, the same on every platform. */
+
+export {
+  bundledModel,
+  type DenoiseStep,
+  type GeneratedPicture,
+  type GenerateOptions,
+  type LoadOptions,
+  type ModelInfo,
+  type Sampler,
+  SDXL,
+  type Timings,
+} from "./pipelines/index.ts";
+export type { Picture } from "./platform/index.ts";
+export type { Device } from "./runtime/index.ts";
+export { type FloatTensor, type HostTensor, tensor } from "./tensor/index.ts";

@@ -1,0 +1,6 @@
+export { type FitOptions, fit, type Job, type Progress } from "./fit.ts";
+export { type AdamWOptions, adamw, type LearningRate, learningRateAt, type Optimizer } from "./optimizer.ts";
+export { ParallelTrainer } from "./parallel.ts";
+export { parseRecipe, type Recipe, readRecipe } from "./recipe.ts";
+export { type TrainOptions, train } from "./run.ts";
+export { type StepGraph, type StepOptions, trainStep } from "./step.ts";

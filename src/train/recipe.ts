@@ -1,0 +1,179 @@
+/** @file Recipes: what to train, on what and how, as JSON. Every field is checked and every default written down. */
+
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import { clipTextConfig, clipVisionConfig, unetConfig, vaeConfig } from "../models/index.ts";
+import { readJson } from "../pipelines/index.ts";
+
+const fraction = z.number().min(0).max(1);
+const count = z.int().positive();
+
+/** The dataset that `fewstep data icons` wrote. */
+const icons = z.strictObject({
+  kind: z.literal("icons"),
+  folder: z.string(),
+  splits: z
+    .array(z.enum(["train", "heldout-pair", "heldout-style"]))
+    .min(1)
+    .default(["train"]),
+});
+
+const optimizer = z.strictObject({
+  betas: z.tuple([fraction, fraction]).default([0.9, 0.99]),
+  eps: z.number().positive().default(1e-8),
+  weightDecay: z.number().min(0).default(0.01),
+});
+
+const learningRate = z.strictObject({
+  peak: z.number().positive(),
+  warmup: z.int().min(0).default(100),
+  decay: z.enum(["constant", "cosine"]).default("cosine"),
+  decaySteps: count.optional(),
+  final: fraction.default(0),
+});
+
+const common = {
+  /** Folder of the run. */
+  out: z.string(),
+  data: icons,
+  steps: count,
+  /** Pictures in one optimiser step. */
+  batch: count.default(32),
+  /** Pictures in one backward pass; a divisor of `batch`. Smaller needs less memory. */
+  microBatch: count.default(16),
+  optimizer: optimizer.prefault({}),
+  learningRate,
+  /** Largest global gradient norm. */
+  clipNorm: z.number().positive().default(1),
+  /** Decay of the averaged weights, which are what is saved. */
+  emaDecay: fraction.default(0.999),
+  seed: z.int().min(0).max(4000).default(1),
+  checkpointMinutes: z.number().positive().default(3),
+  logEvery: count.default(10),
+  /** Steps between sample grids; 0 for none. */
+  sampleEvery: z.int().min(0).default(500),
+  /** Precision of the written weights. */
+  dtype: z.enum(["float32", "float16"]).default("float32"),
+};
+
+const vae = z.strictObject({
+  task: z.literal("vae"),
+  ...common,
+  config: z.record(z.string(), z.unknown()).transform(vaeConfig),
+  /** Weight of the Kullback–Leibler term per latent value. */
+  klWeight: z.number().min(0).default(1e-4),
+  /** Weight of the absolute error beside the squared one. */
+  l1Weight: z.number().min(0).default(0.05),
+  /** Weight of the error of horizontal and vertical differences. */
+  edgeWeight: z.number().min(0).default(0.25),
+  /** A VAE to start from. */
+  start: z.string().optional(),
+  /** Keeps the encoder of `start`, so that its latents stay what they are. */
+  freezeEncoder: z.boolean().default(false),
+});
+
+const clip = z.strictObject({
+  task: z.literal("clip"),
+  ...common,
+  text_encoder: z.record(z.string(), z.unknown()),
+  text_encoder_2: z.record(z.string(), z.unknown()),
+  image_encoder: z.record(z.string(), z.unknown()).transform(clipVisionConfig),
+  /** Entries of the vocabulary, learned from the captions. */
+  vocabulary: z.int().min(520).default(3072),
+  /** Tokens of a text, start and end included. */
+  maxLength: z.int().min(4).default(77),
+  /** Largest shift of a picture, in pixels. */
+  shift: z.int().min(0).default(3),
+});
+
+const unet = z.strictObject({
+  task: z.literal("unet"),
+  ...common,
+  config: z.record(z.string(), z.unknown()).transform(unetConfig),
+  /** Folder of the frozen VAE. */
+  vae: z.string(),
+  /** Folder with text_encoder, text_encoder_2, tokenizer and tokenizer_2. */
+  text: z.string(),
+  /** Random captions of every picture, encoded once. */
+  captions: count.default(6),
+  /** Share of prompts dropped, for classifier-free guidance. */
+  dropPrompt: fraction.default(0.1),
+  /** γ of min-SNR weighting (Hang et al. 2023); 0 for none. */
+  minSnr: z.number().min(0).default(5),
+  /** A UNet folder to start from, for fine-tuning. */
+  start: z.string().optional(),
+  /** What `generate` does when nothing is asked. */
+  defaults: z.strictObject({ steps: count.default(30), guidance: z.number().min(0).default(5) }).prefault({}),
+  /** Of the sample grid. */
+  prompts: z.array(z.string()).default(["a red apple", "a cat", "a house", "a yellow star"]),
+});
+
+const schema = z.discriminatedUnion("task", [vae, clip, unet]);
+
+export type Recipe = z.infer<typeof schema>;
+export type RecipeOf<T extends Recipe["task"]> = Extract<Recipe, { task: T }>;
+
+/**
+ * Checks a recipe and fills in its defaults.
+ * @throws one sentence that names the field, what was given and what is accepted.
+ */
+export function parseRecipe(json: unknown, name = "recipe"): Recipe {
+  const result = schema.safeParse(json);
+  if (!result.success) throw new Error(`${name}: ${issueText(result.error.issues[0], json)}`);
+  const recipe = result.data;
+  if (recipe.batch % recipe.microBatch !== 0)
+    throw new Error(`${name}: batch ${recipe.batch} is not a multiple of microBatch ${recipe.microBatch}`);
+  if (recipe.task === "vae" && recipe.freezeEncoder && !recipe.start)
+    throw new Error(`${name}: freezeEncoder needs start, the VAE whose encoder is kept`);
+  if (recipe.task === "clip")
+    for (const part of ["text_encoder", "text_encoder_2"] as const)
+      clipTextConfig({
+        ...recipe[part],
+        vocab_size: recipe.vocabulary,
+        max_position_embeddings: recipe.maxLength,
+      });
+  return recipe;
+}
+
+function issueText(issue: z.core.$ZodIssue, json: unknown): string {
+  const field = issue.path.join(".");
+  if (issue.code === "unrecognized_keys") {
+    const where = field ? ` in ${field}` : "";
+    return `unknown field ${issue.keys.map((k) => JSON.stringify(k)).join(", ")}${where}; remove it or correct its name`;
+  }
+  const given = issue.path.reduce<unknown>(
+    (o, k) => (o as Record<PropertyKey, unknown> | undefined)?.[k],
+    json,
+  );
+  const value = given === undefined ? "missing" : JSON.stringify(given);
+  if (issue.code === "invalid_union" && field === "task")
+    return `task is ${value}; give "vae", "clip" or "unet"`;
+  return `${field || "the file"} is ${value}: ${issue.message.replace(/^Invalid input: /, "")}`;
+}
+
+/** Reads a recipe file. Paths in it are relative to the working directory. */
+export async function readRecipe(path: string): Promise<Recipe> {
+  return parseRecipe(await readJson(path), path);
+}
+
+/** Fields that may change when a run goes on: they do not change what its finished steps did. */
+const FREE = new Set([
+  "out",
+  "steps",
+  "checkpointMinutes",
+  "logEvery",
+  "sampleEvery",
+  "dtype",
+  "prompts",
+  "defaults",
+]);
+
+/** What a run is; a checkpoint continues only under the same. */
+export function fingerprint(recipe: Recipe): string {
+  const kept = Object.fromEntries(Object.entries(recipe).filter(([k]) => !FREE.has(k)));
+  const { peak, warmup } = recipe.learningRate; // the decay is at the end, and may be moved there
+  const text = JSON.stringify({ ...kept, learningRate: { peak, warmup } }, (_, v) =>
+    v && typeof v === "object" && !Array.isArray(v) ? Object.fromEntries(Object.entries(v).sort()) : v,
+  );
+  return createHash("sha256").update(text).digest("hex").slice(0, 16);
+}

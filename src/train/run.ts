@@ -1,0 +1,228 @@
+/** @file From a recipe to a trained model: builds the job, runs it, writes the result in diffusers layout. */
+
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { captionCorpus, contactSheet, type Icons, loadIcons } from "../data/index.ts";
+import { clipTextConfig, vaeConfig } from "../models/index.ts";
+import {
+  copyComponent,
+  copyTokenizer,
+  readJson,
+  readTokenizer,
+  SDXL,
+  SDXL_SCHEDULER,
+  saveComponent,
+  saveJson,
+  saveModelIndex,
+  saveTokenizer,
+  weightsFile,
+} from "../pipelines/index.ts";
+import { atomicWrite } from "../platform/index.ts";
+import { alphasCumprod, schedulerConfig } from "../samplers/index.ts";
+import type { HostTensor } from "../tensor/index.ts";
+import { ClipTokenizer, trainBpe } from "../tokenizers/index.ts";
+import { loadSafetensors } from "../weights/index.ts";
+import { fit, type Job, type Progress } from "./fit.ts";
+import { adamw } from "./optimizer.ts";
+import { fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
+import { clipJob, encodeCaptions, encodeLatents, unetJob, vaeJob } from "./tasks.ts";
+
+type Weights = Record<string, HostTensor>;
+
+/** A job, and what becomes of its averaged weights. */
+interface Task {
+  job: Job;
+  finish(weights: Weights): Promise<void>;
+}
+
+export interface TrainOptions {
+  /** Saves a checkpoint and stops. */
+  signal?: AbortSignal;
+  /** Called with what is done before the first step. */
+  onPrepare?: (what: string) => void;
+  /** Processes that compute gradients side by side; default one per core, at most one per micro-batch. */
+  replicas?: number;
+}
+
+/**
+ * Trains what a recipe says, going on where `out` stopped; yields after every step.
+ * `out` gets recipe.json with every default, checkpoint.safetensors, log.jsonl, TensorBoard events, sample grids and
+ * at the end the components in diffusers layout.
+ * @throws a sentence when data or components are missing, or `out` belongs to another recipe.
+ */
+export async function* train(recipe: Recipe, options: TrainOptions = {}): AsyncGenerator<Progress, void> {
+  const { onPrepare = () => {}, signal } = options;
+  onPrepare("reading the dataset");
+  const data = await loadIcons(recipe.data.folder, recipe.data.splits);
+  const { job, finish } = await prepare(recipe, data, onPrepare);
+  await saveJson(join(recipe.out, "recipe.json"), recipe);
+  const micro = recipe.batch / recipe.microBatch;
+  const replicas = divisor(micro, options.replicas ?? availableParallelism());
+  onPrepare("building the training step");
+  const weights = yield* fit(job, {
+    ...recipe,
+    optimizer: adamw(recipe.optimizer),
+    accumulate: micro / replicas,
+    replicas,
+    fingerprint: fingerprint(recipe),
+    signal,
+  });
+  if (!signal?.aborted) await finish(weights);
+}
+
+/** The largest divisor of n up to `most`. */
+function divisor(n: number, most: number): number {
+  let d = Math.min(n, most);
+  while (n % d !== 0) d--;
+  return d;
+}
+
+function prepare(recipe: Recipe, data: Icons, onPrepare: (what: string) => void): Promise<Task> {
+  if (recipe.task === "vae") return vaeTask(recipe, data);
+  if (recipe.task === "clip") return clipTask(recipe, data, onPrepare);
+  return unetTask(recipe, data, onPrepare);
+}
+
+async function vaeTask(recipe: RecipeOf<"vae">, data: Icons): Promise<Task> {
+  const { config, microBatch: batch, out, seed } = recipe;
+  const start = recipe.start ? (await loadSafetensors(weightsFile(recipe.start))).tensors : undefined;
+  const isEncoder = (key: string) => key.startsWith("encoder.") || key.startsWith("quant_conv.");
+  const frozen = recipe.freezeEncoder
+    ? new Map(Object.entries(start!).filter(([key]) => isEncoder(key)))
+    : undefined;
+  const job = vaeJob(config, data, { ...recipe, batch, seed, out, frozen });
+  return {
+    job: { ...job, start },
+    finish: async (weights) => {
+      const all = { ...weights, ...Object.fromEntries(frozen ?? []) };
+      const kept = recipe.freezeEncoder
+        ? vaeConfig(await readJson(join(recipe.start!, "config.json")))
+        : undefined;
+      const stats = kept ?? (await encodeLatents(config, new Map(Object.entries(all)), data));
+      const [latents_mean, latents_std] =
+        "mean" in stats ? [stats.mean, stats.std] : [stats.latents_mean, stats.latents_std];
+      // Latents are normalised per channel, so there is nothing left to scale.
+      const full = { ...config, scaling_factor: 1, latents_mean, latents_std };
+      await saveComponent(join(out, "vae"), "AutoencoderKL", full, all, recipe.dtype);
+    },
+  };
+}
+
+async function clipTask(
+  recipe: RecipeOf<"clip">,
+  data: Icons,
+  onPrepare: (what: string) => void,
+): Promise<Task> {
+  const { out, maxLength, image_encoder: vision, microBatch: batch, seed, shift } = recipe;
+  onPrepare("learning the vocabulary");
+  const bpe = trainBpe(captionCorpus(data.rows), recipe.vocabulary);
+  await saveTokenizer(join(out, "tokenizer"), { ...bpe, maxLength });
+  await saveTokenizer(join(out, "tokenizer_2"), { ...bpe, maxLength, pad: "!" });
+  const tokenizers = {
+    tokenizer: new ClipTokenizer({ ...bpe, maxLength }),
+    tokenizer2: new ClipTokenizer({ ...bpe, maxLength, pad: "!" }),
+  };
+  const { start: bos_token_id, end: eos_token_id } = tokenizers.tokenizer;
+  const text = (json: object) =>
+    clipTextConfig({
+      projection_dim: vision.projection_dim,
+      ...json,
+      vocab_size: Object.keys(bpe.vocab).length,
+      max_position_embeddings: maxLength,
+      bos_token_id,
+      eos_token_id,
+    });
+  const configs = {
+    textEncoder: text(recipe.text_encoder),
+    textEncoder2: text(recipe.text_encoder_2),
+    vision,
+  };
+  const parts = [
+    ["text_encoder", "CLIPTextModel", configs.textEncoder],
+    ["text_encoder_2", "CLIPTextModelWithProjection", configs.textEncoder2],
+    ["image_encoder", "CLIPVisionModelWithProjection", vision],
+  ] as const;
+  return {
+    job: clipJob(configs, data, { batch, seed, shift, tokenizers }),
+    finish: async (weights) => {
+      for (const [part, className, config] of parts)
+        await saveComponent(join(out, part), className, config, under(weights, `${part}.`), recipe.dtype);
+    },
+  };
+}
+
+/** Entries below a prefix, without it. */
+function under(weights: Weights, prefix: string): Weights {
+  const entries = Object.entries(weights).filter(([k]) => k.startsWith(prefix));
+  return Object.fromEntries(entries.map(([k, t]) => [k.slice(prefix.length), t]));
+}
+
+async function unetTask(
+  recipe: RecipeOf<"unet">,
+  data: Icons,
+  onPrepare: (what: string) => void,
+): Promise<Task> {
+  const { config, out, seed, microBatch: batch, captions, dropPrompt, minSnr } = recipe;
+  const vaeJson = await readJson(join(recipe.vae, "config.json"));
+  const vaeWeights = await loadSafetensors(weightsFile(recipe.vae));
+  onPrepare("encoding the pictures");
+  const latents = await encodeLatents(vaeConfig(vaeJson), new Map(Object.entries(vaeWeights.tensors)), data);
+  onPrepare("encoding the captions");
+  const text = {
+    textEncoder: clipTextConfig(await readJson(join(recipe.text, "text_encoder", "config.json"))),
+    textEncoder2: clipTextConfig(await readJson(join(recipe.text, "text_encoder_2", "config.json"))),
+  };
+  const textWeights = new Map<string, HostTensor>();
+  for (const part of ["text_encoder", "text_encoder_2"])
+    for (const [k, t] of Object.entries(
+      (await loadSafetensors(weightsFile(join(recipe.text, part)))).tensors,
+    ))
+      textWeights.set(`${part}.${k}`, t);
+  const tokenizers = {
+    tokenizer: await readTokenizer(join(recipe.text, "tokenizer")),
+    tokenizer2: await readTokenizer(join(recipe.text, "tokenizer_2")),
+  };
+  const bank = await encodeCaptions(text, textWeights, tokenizers, data, {
+    perPicture: captions,
+    seed: seed - 1,
+  });
+
+  const model = join(out, "model");
+  const saveParts = async () => {
+    for (const part of ["tokenizer", "tokenizer_2"])
+      await copyTokenizer(join(recipe.text, part), join(model, part));
+    for (const part of ["text_encoder", "text_encoder_2", "image_encoder"])
+      await copyComponent(join(recipe.text, part), join(model, part), recipe.dtype);
+    const stats = { scaling_factor: 1, latents_mean: latents.mean, latents_std: latents.std };
+    await copyComponent(recipe.vae, join(model, "vae"), recipe.dtype, stats);
+    await saveJson(join(model, "scheduler", "scheduler_config.json"), SDXL_SCHEDULER);
+    await saveModelIndex(model, recipe.defaults);
+  };
+  await saveParts();
+  const saveUNet = (weights: Weights) =>
+    saveComponent(join(model, "unet"), "UNet2DConditionModel", config, weights, recipe.dtype);
+  const job = unetJob(config, data, latents, bank, {
+    batch,
+    seed,
+    dropPrompt,
+    minSnr,
+    alphasCumprod: alphasCumprod(schedulerConfig(SDXL_SCHEDULER)),
+    start: recipe.start ? (await loadSafetensors(weightsFile(recipe.start))).tensors : undefined,
+    preview: async (weights, step) => {
+      await saveUNet(weights);
+      await atomicWrite(join(out, `samples-${step}.png`), await sampleGrid(model, recipe.prompts));
+    },
+  });
+  return { job, finish: saveUNet };
+}
+
+/** One picture of each prompt, always with the same seeds. */
+async function sampleGrid(folder: string, prompts: readonly string[]): Promise<Buffer> {
+  await using sdxl = await SDXL.load(folder, { threads: 1 });
+  const pictures = [];
+  for (const [seed, prompt] of prompts.entries()) {
+    const [picture] = await sdxl.textToImage(prompt, { seed, steps: Math.min(16, sdxl.info.defaults.steps) });
+    pictures.push({ ...picture, label: prompt });
+  }
+  return contactSheet(pictures, { columns: Math.min(8, prompts.length) });
+}
