@@ -7,10 +7,10 @@ export {
   type GenerateOptions,
   type LoadOptions,
   type ModelInfo,
-  type Sampler,
   SDXL,
   type Timings,
 } from "./pipelines/index.ts";
 export type { Picture } from "./platform/index.ts";
 export type { Device } from "./runtime/index.ts";
+export { ddim, euler, SAMPLERS, type Sampler } from "./samplers/index.ts";
 export { type FloatTensor, type HostTensor, tensor } from "./tensor/index.ts";

@@ -66,6 +66,6 @@ async function icons({ out, size, cache, json }: IconsOptions): Promise<void> {
 }
 
 /** Where fetched files are kept between runs (XDG Base Directory Specification). */
-function cacheFolder(): string {
+export function cacheFolder(): string {
   return join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "fewstep");
 }

@@ -58,7 +58,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
   const target = outputTarget(options.out);
   const progress = await startProgress(!options.json && !options.quiet);
   try {
-    const { SDXL, bundledModel } = await import("../index.node.ts");
+    const { SAMPLERS: samplers, SDXL, bundledModel } = await import("../index.node.ts");
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
     await using sdxl = await SDXL.load(folder, { device });
@@ -71,6 +71,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const settings = { steps, guidance, sampler, width, height };
     const images = await sdxl.textToImage(prompt, {
       ...settings,
+      sampler: samplers[sampler],
       negativePrompt: negative,
       seed,
       batch,

@@ -6,6 +6,7 @@ import { Command } from "commander";
 import { handleSignals } from "./cleanup.ts";
 import { dataCommand } from "./data.ts";
 import { report } from "./errors.ts";
+import { evalCommand } from "./eval.ts";
 import { generateCommand } from "./generate.ts";
 import { infoCommand } from "./info.ts";
 import { trainCommand } from "./train.ts";
@@ -21,6 +22,7 @@ generateCommand(program);
 infoCommand(program);
 dataCommand(program);
 trainCommand(program);
+evalCommand(program);
 
 handleSignals();
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {

@@ -9,7 +9,7 @@ export interface Part {
   /** Bytes. */
   offset: number;
   bytes: number;
-  /** Changes when the file changes: size, time of modification, offset. */
+  /** Changes when the file changes: size, time of modification, place in the archive. */
   stamp: string;
 }
 
@@ -17,11 +17,12 @@ export interface Part {
 const MAX_META = 1 << 20;
 const BLOCK = 512;
 
-async function readBytes(handle: FileHandle, offset: number, bytes: number): Promise<Buffer> {
+async function read(handle: FileHandle, offset: number, bytes: number, limit: number): Promise<Buffer> {
+  if (bytes > limit) throw new Error(`${bytes} bytes are too many, at most ${limit} are read`);
   const buffer = Buffer.alloc(bytes);
   for (let done = 0; done < bytes; ) {
     const { bytesRead } = await handle.read(buffer, done, bytes - done, offset + done);
-    if (bytesRead === 0) throw new Error("the file ended early: it changed while it was in use");
+    if (bytesRead === 0) throw new Error("the file ends early: it is truncated, or changed while in use");
     done += bytesRead;
   }
   return buffer;
@@ -29,12 +30,15 @@ async function readBytes(handle: FileHandle, offset: number, bytes: number): Pro
 
 /** @throws when the part is larger than `limit` bytes, or the file has become shorter. */
 export async function readPart({ path, offset, bytes }: Part, limit: number): Promise<Buffer> {
-  if (bytes > limit) throw new Error(`${bytes} bytes are too many, at most ${limit} are read`);
-  const handle = await open(path, "r");
+  await using handle = await open(path, "r");
+  return await read(handle, offset, bytes, limit);
+}
+
+function parseHeader(block: Buffer, next?: Pax, all?: Pax): Header | undefined {
   try {
-    return await readBytes(handle, offset, bytes);
-  } finally {
-    await handle.close();
+    return new Header(block, 0, next, all);
+  } catch {
+    return undefined; // of the block's numbers
   }
 }
 
@@ -44,40 +48,27 @@ export async function readPart({ path, offset, bytes }: Part, limit: number): Pr
  * @throws at the first header that is damaged or points beyond the end, after what came before it was given.
  */
 export async function* tarEntries(archive: Part): AsyncGenerator<{ name: string; part: Part }> {
-  const handle = await open(archive.path, "r");
-  try {
-    yield* entries(archive, handle);
-  } finally {
-    await handle.close();
-  }
-}
-
-async function* entries(archive: Part, handle: FileHandle): AsyncGenerator<{ name: string; part: Part }> {
-  const { path, stamp, bytes: end } = archive;
+  await using handle = await open(archive.path, "r");
   let next: Pax | undefined; // header fields of the next file
   let all: Pax | undefined; // … of all following files
-  for (let at = 0; at + BLOCK <= end; ) {
-    const header = new Header(await readBytes(handle, at, BLOCK), 0, next, all);
-    if (header.nullBlock) return;
-    if (!header.cksumValid)
+  for (let at = 0; at < archive.bytes; ) {
+    const header = parseHeader(await read(handle, at, BLOCK, BLOCK), next, all);
+    if (header?.nullBlock) return;
+    if (!header?.cksumValid)
       throw new Error(`damaged at byte ${at}, or no tar archive (compressed ones are not read)`);
-    const bytes = header.size ?? 0;
+    const { type, path: name = "", size: bytes = 0 } = header;
     const offset = at + BLOCK;
-    if (!Number.isSafeInteger(bytes) || offset + bytes > end)
-      throw new Error(`truncated: ${header.path} needs ${bytes} bytes, ${end - offset} are left`);
-    const text = async () => {
-      if (bytes > MAX_META) throw new Error(`the name at byte ${at} claims ${bytes} bytes`);
-      return (await readBytes(handle, offset, bytes)).toString("utf8");
-    };
-    if (header.type === "ExtendedHeader" || header.type === "OldExtendedHeader")
-      next = Pax.parse(await text(), next);
-    else if (header.type === "GlobalExtendedHeader") all = Pax.parse(await text(), all, true);
-    else if (header.type === "NextFileHasLongPath" || header.type === "OldGnuLongPath")
+    if (!Number.isSafeInteger(bytes) || offset + bytes > archive.bytes)
+      throw new Error(`truncated: ${name} needs ${bytes} bytes, ${archive.bytes - offset} are left`);
+    const text = async () => (await read(handle, offset, bytes, MAX_META)).toString("utf8");
+    if (type === "ExtendedHeader" || type === "OldExtendedHeader") next = Pax.parse(await text(), next);
+    else if (type === "GlobalExtendedHeader") all = Pax.parse(await text(), all, true);
+    else if (type === "NextFileHasLongPath" || type === "OldGnuLongPath")
       next = new Pax({ ...next, path: (await text()).replace(/\0.*/s, "") });
-    else if (header.type !== "NextFileHasLongLinkpath") {
+    else if (type !== "NextFileHasLongLinkpath") {
       next = undefined;
-      if (header.type === "File" || header.type === "OldFile")
-        yield { name: header.path ?? "", part: { path, offset, bytes, stamp: `${stamp}@${offset}` } };
+      if (type === "File" || type === "OldFile")
+        yield { name, part: { path: archive.path, offset, bytes, stamp: `${archive.stamp}@${offset}` } };
     }
     at = offset + Math.ceil(bytes / BLOCK) * BLOCK;
   }

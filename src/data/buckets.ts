@@ -29,11 +29,8 @@ export function aspectBuckets({ size, step, maxAspect = 2 }: BucketOptions): Siz
   for (let width = size; width <= size * maxAspect; width += step) {
     const height = Math.floor(size ** 2 / width / step) * step;
     if (height === 0 || width > height * maxAspect) continue;
-    for (const [w, h] of [
-      [width, height],
-      [height, width],
-    ])
-      sizes.set(`${w}x${h}`, { width: w, height: h });
+    sizes.set(`${width}x${height}`, { width, height });
+    sizes.set(`${height}x${width}`, { width: height, height: width });
   }
   return [...sizes.values()].sort((a, b) => a.width / a.height - b.width / b.height);
 }
@@ -64,18 +61,14 @@ export interface BatchSamplerOptions {
   accumulate?: number;
 }
 
-export interface BatchPlace {
-  step: number;
-  replica: number;
-  replicas: number;
-  micro: number;
-}
-
 export interface BatchSampler {
   /** Micro-batches of all replicas together in which the pictures are seen once on average. */
   readonly perEpoch: number;
   /** A micro-batch, known from its place alone, so that a resumed run is the same run. */
-  at(place: BatchPlace): { bucket: number; indices: number[] };
+  at(place: { step: number; replica: number; replicas: number; micro: number }): {
+    bucket: number;
+    indices: number[];
+  };
   /** Every picture of a bucket once, in order; the last batch may be short. */
   batchesOf(bucket: number): number[][];
 }
@@ -117,12 +110,15 @@ export function batchSampler({ members, batch, seed, accumulate = 1 }: BatchSamp
       if (memo.epoch !== epoch) memo = { epoch, batches: epochBatches(epoch) };
       return memo.batches[place % perEpoch];
     },
-    batchesOf: (bucket) => {
-      const all = members[bucket];
-      const count = Math.ceil(all.length / batch);
-      return Array.from({ length: count }, (_, i) => all.slice(i * batch, (i + 1) * batch));
-    },
+    batchesOf: (bucket) => chunks(members[bucket], batch),
   };
+}
+
+/** A list in pieces of `size`; the last may be short. */
+export function chunks<T>(list: readonly T[], size: number): T[][] {
+  return Array.from({ length: Math.ceil(list.length / size) }, (_, i) =>
+    list.slice(i * size, (i + 1) * size),
+  );
 }
 
 /** Fisher–Yates. */

@@ -32,12 +32,9 @@ const METADATA = "metadata.jsonl";
 const MAX_CAPTION = 1 << 20;
 const MAX_METADATA = 1 << 28;
 
-/** The first line of what went wrong, in words where the system gives a code. */
+/** The first line of what went wrong. */
 export function reasonOf(error: unknown): string {
-  const { code, message } = error as NodeJS.ErrnoException;
-  if (code === "ENOENT") return "no such file";
-  if (code === "EACCES") return "no permission to read it";
-  return message.split("\n")[0];
+  return String((error as Error).message).split("\n")[0];
 }
 
 /**
@@ -49,9 +46,7 @@ export async function* findPictures(
   path: string,
   convention?: Convention,
 ): AsyncGenerator<FoundPicture | Skipped> {
-  const given = await realpath(path).catch(() => {
-    throw new Error(`${path}: no such folder`);
-  });
+  const given = await realpath(path);
   const single = (await stat(given)).isFile();
   const root = single ? dirname(given) : given;
   const files = single ? [basename(given)] : await listFiles(root);
@@ -70,36 +65,31 @@ export async function* findPictures(
 
 /** Names relative to the folder, with "/", sorted by code unit. Hidden names and linked folders are left out. */
 async function listFiles(root: string): Promise<string[]> {
-  const files: string[] = [];
-  const folders = [""];
-  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop())
-    for (const entry of await readdir(join(root, folder), { withFileTypes: true })) {
-      if (entry.name.startsWith(".")) continue;
-      if (entry.isDirectory()) folders.push(`${folder}${entry.name}/`);
-      else if (entry.isFile() || entry.isSymbolicLink()) files.push(folder + entry.name);
-    }
-  return files.sort();
+  const entries = await readdir(root, { recursive: true, withFileTypes: true });
+  return entries
+    .filter((e) => e.isFile() || e.isSymbolicLink())
+    .map((e) => relative(root, join(e.parentPath, e.name)).replaceAll(sep, "/"))
+    .filter((name) => !/(^|\/)\./.test(name))
+    .sort();
 }
 
 /** @throws unless the path is a regular file inside the folder, before and after links are followed. */
 async function locate(root: string, ...names: string[]): Promise<Part> {
+  const name = names.at(-1);
   const inside = (p: string) => p.startsWith(root.endsWith(sep) ? root : root + sep);
   const asked = resolve(root, ...names);
-  if (!inside(asked)) throw new Error(`${names.at(-1)} lies outside the dataset`);
-  const path = await realpath(asked);
-  if (!inside(path)) throw new Error(`${names.at(-1)} is a link that leaves the dataset`);
+  if (!inside(asked)) throw new Error(`${name} lies outside the dataset`);
+  const path = await realpath(asked).catch(() => undefined);
+  if (!path) throw new Error(`${name} does not exist`);
+  if (!inside(path)) throw new Error(`${name} is a link that leaves the dataset`);
   const info = await stat(path, { bigint: true });
-  if (!info.isFile()) throw new Error(`${names.at(-1)} is not a file`);
+  if (!info.isFile()) throw new Error(`${name} is not a file`);
   return { path, offset: 0, bytes: Number(info.size), stamp: `${info.size}:${info.mtimeNs}` };
 }
 
+/** @throws when it is not UTF-8. */
 async function readText(part: Part, limit: number): Promise<string> {
-  const bytes = await readPart(part, limit);
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch {
-    throw new Error("its text is not UTF-8");
-  }
+  return new TextDecoder("utf-8", { fatal: true }).decode(await readPart(part, limit));
 }
 
 /** @throws when there is none. Line breaks become spaces. */
@@ -109,14 +99,6 @@ function captionOf(source: unknown): string {
   const clean = found?.replace(/\s+/g, " ").trim();
   if (!clean) throw new Error("no caption");
   return clean;
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    throw new Error("not valid JSON");
-  }
 }
 
 async function attempt<T>(file: string, look: () => T | Promise<T>): Promise<T | Skipped> {
@@ -145,7 +127,7 @@ async function* rows(root: string, file: string): AsyncGenerator<FoundPicture | 
   for (const [i, line] of text.split("\n").entries())
     if (line.trim())
       yield attempt(`${file}:${i + 1}`, async () => {
-        const row = parseJson(line) as { file_name?: unknown } | null;
+        const row = JSON.parse(line) as { file_name?: unknown } | null;
         const name = row?.file_name;
         if (typeof name !== "string" || !name) throw new Error("no file_name");
         const part = await locate(root, dirname(file), name);
@@ -155,26 +137,24 @@ async function* rows(root: string, file: string): AsyncGenerator<FoundPicture | 
 
 /** Files of one sample share a key: the path up to the first dot of the name, as WebDataset has it. */
 async function* samples(root: string, file: string): AsyncGenerator<FoundPicture | Skipped> {
-  const found = new Map<string, { name?: string; picture?: Part; txt?: Part; json?: Part }>();
+  const found = new Map<string, Map<string, { name: string; part: Part }>>();
   const failure = await attempt(file, async () => {
-    for await (const { name, part } of tarEntries(await locate(root, file))) {
-      const [, key, extension] = /^((?:.*\/)?[^/.]*)\.([^/]*)$/s.exec(name) ?? [];
-      if (key === undefined) continue;
-      const sample = found.get(key) ?? {};
-      found.set(key, sample);
-      if (extension === "txt" || extension === "json") sample[extension] = part;
-      else if (PICTURE.test(`.${extension}`) && !extension.includes(".")) {
-        sample.name = name;
-        sample.picture = part;
-      }
+    for await (const entry of tarEntries(await locate(root, file))) {
+      const [, key = "", extension = ""] = /^((?:.*\/)?[^/.]*)\.([^/]*)$/s.exec(entry.name) ?? [];
+      const sample = found.get(key) ?? new Map();
+      found.set(key, sample.set(extension.toLowerCase(), entry));
     }
   });
-  for (const { name, picture: part, txt, json } of found.values())
-    if (part)
-      yield attempt(`${file}/${name}`, async () => {
-        if (!txt && !json) throw new Error("no caption: its key has no .txt and no .json");
-        const text = await readText((txt ?? json)!, MAX_CAPTION);
-        return { file: `${file}/${name}`, part, caption: captionOf(txt ? text : parseJson(text)) };
+  for (const sample of found.values()) {
+    const [, picture] = [...sample].find(([extension]) => /^(png|jpe?g|webp)$/.test(extension)) ?? [];
+    const text = sample.get("txt") ?? sample.get("json");
+    if (picture)
+      yield attempt(`${file}/${picture.name}`, async () => {
+        if (!text) throw new Error("no caption: its key has no .txt and no .json");
+        const content = await readText(text.part, MAX_CAPTION);
+        const caption = captionOf(sample.has("txt") ? content : JSON.parse(content));
+        return { file: `${file}/${picture.name}`, part: picture.part, caption };
       });
+  }
   if (failure) yield failure;
 }

@@ -3,7 +3,7 @@
 import sharp from "sharp";
 import { type FloatTensor, floats } from "../tensor/index.ts";
 import { readPart } from "./archive.ts";
-import { aspectBuckets, type BucketOptions, coverCrop, nearestBucket, type Size } from "./buckets.ts";
+import { aspectBuckets, type BucketOptions, chunks, coverCrop, nearestBucket, type Size } from "./buckets.ts";
 import type { Dataset } from "./dataset.ts";
 import { type Convention, type FoundPicture, findPictures, reasonOf, type Skipped } from "./folder.ts";
 
@@ -12,11 +12,11 @@ export interface LoadPicturesOptions extends BucketOptions {
   path: string;
   /** Default: recognised. */
   convention?: Convention;
-  /** Larger pictures are skipped before they are decoded. Default 100 million. */
+  /** Pictures that are larger, or would be when they cover their bucket, are not decoded. Default 100 million. */
   maxPixels?: number;
   /** Decodes every picture once, which finds damage beyond the header before training does. Default true. */
   verify?: boolean;
-  onProgress?: (done: number) => void;
+  onProgress?: (done: number, total: number) => void;
 }
 
 export interface BucketPicture extends FoundPicture {
@@ -49,12 +49,13 @@ export interface Pictures extends Dataset {
 const MAX_FILE = 1 << 28;
 /** Pictures that are looked at together. */
 const TOGETHER = 4;
-const WHITE = "#ffffff";
 
 /** PNG, JPEG or WebP by content: libvips knows more formats, which strangers' files need not reach. */
 function isPicture(b: Buffer): boolean {
   const starts = b.toString("latin1", 0, 12);
-  return /^(\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF[^]{4}WEBP)/.test(starts);
+  return (
+    starts.startsWith("\x89PNG\r\n") || starts.startsWith("\xff\xd8\xff") || /^RIFF.{4}WEBP/s.test(starts)
+  );
 }
 
 /**
@@ -71,33 +72,30 @@ export async function loadPictures(options: LoadPicturesOptions): Promise<Pictur
   const decoder = async ({ part }: FoundPicture) => {
     const bytes = await readPart(part, MAX_FILE);
     if (!isPicture(bytes)) throw new Error("not a PNG, JPEG or WebP file");
-    return sharp(bytes, { limitInputPixels: maxPixels }).autoOrient();
+    return sharp(bytes, { limitInputPixels: maxPixels, failOn: "error" }).autoOrient();
   };
-  const look = async (found: FoundPicture): Promise<BucketPicture | Skipped> => {
+  const look = async (found: FoundPicture | Skipped): Promise<BucketPicture | Skipped> => {
+    if ("reason" in found) return found;
     try {
       const image = await decoder(found);
       const size = (await image.metadata()).autoOrient;
       if (verify) await image.resize(16, 16, { fit: "fill" }).raw().toBuffer();
       const bucket = nearestBucket(size, sizes);
-      return { ...found, bucket, originalSize: [size.height, size.width], ...coverCrop(size, sizes[bucket]) };
+      const crop = coverCrop(size, sizes[bucket]);
+      if (crop.resized.width * crop.resized.height > maxPixels)
+        throw new Error(`${size.width}×${size.height} is too long and thin`);
+      return { ...found, bucket, originalSize: [size.height, size.width], ...crop };
     } catch (error) {
       return { file: found.file, reason: reasonOf(error) };
     }
   };
 
-  let waiting: (Skipped | Promise<Skipped | BucketPicture>)[] = [];
-  let done = 0;
-  const settle = async () => {
-    for (const p of await Promise.all(waiting)) "reason" in p ? skipped.push(p) : pictures.push(p);
-    done += waiting.length;
-    waiting = [];
-    onProgress?.(done);
-  };
-  for await (const found of findPictures(path, convention)) {
-    waiting.push("reason" in found ? found : look(found));
-    if (waiting.length === TOGETHER) await settle();
+  const found: (FoundPicture | Skipped)[] = [];
+  for await (const one of findPictures(path, convention)) found.push(one);
+  for (const [i, some] of chunks(found, TOGETHER).entries()) {
+    for (const p of await Promise.all(some.map(look))) "reason" in p ? skipped.push(p) : pictures.push(p);
+    onProgress?.(i * TOGETHER + some.length, found.length);
   }
-  await settle();
   if (pictures.length === 0) {
     const [first] = skipped;
     const why = first
@@ -119,7 +117,7 @@ export async function loadPictures(options: LoadPicturesOptions): Promise<Pictur
       return await (await decoder(picture))
         .resize({ ...picture.resized, fit: "fill" })
         .extract({ left, top, width, height })
-        .flatten({ background: WHITE })
+        .flatten({ background: "#ffffff" })
         .toColourspace("srgb")
         .raw()
         .toBuffer();

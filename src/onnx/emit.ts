@@ -14,6 +14,7 @@ import {
   type OnnxAttr,
   type Shape,
   type SymDim,
+  symbol,
   topological,
   type Value,
 } from "../graph/index.ts";
@@ -205,7 +206,9 @@ class Emitter implements Emit {
       factors
         .map((f) => {
           if (!("symbol" in f)) return this.node("Div", [this.dim(f.floor), this.dim(f.by)])[0];
-          throw new Error(`no input of the graph has the dimension ${f.symbol}`);
+          const named = symbol(f.symbol);
+          if (named === d) throw new Error(`no input of the graph has the dimension ${f.symbol}`);
+          return this.dim(named);
         })
         .reduce((a, b) => this.node("Mul", [a, b])[0], this.dim(coefficient)),
     );

@@ -1,7 +1,7 @@
 /** @file Model folders as diffusers writes them: configs, tokenizers and weights of each component. */
 
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { isAbsolute, join, relative } from "node:path";
 import { type Graph, parametersOf } from "../graph/index.ts";
 import type { ExternalTensor } from "../onnx/index.ts";
@@ -50,6 +50,12 @@ export function weightsFile(folder: string): string {
 }
 
 /**
+ * Bytes up to which weights are handed to ONNX Runtime in memory. Larger files are read in place, which it does
+ * below the working directory only, and then without the optimisations that look into weights.
+ */
+const IN_MEMORY = 2 ** 28;
+
+/**
  * What `compile` needs to run a graph on the weights of files, in place. `prefixes` maps key prefixes of the graph
  * to files ("" for all keys).
  * @throws one error that lists missing and misshapen keys; left-over ones only where `whole` is set.
@@ -66,9 +72,9 @@ export async function weightsOf(
     const expected = Object.fromEntries(needed.map((p) => [p.name.slice(prefix.length), p.shape]));
     const used = Object.fromEntries([...file.entries].filter(([k]) => Object.hasOwn(expected, k)));
     matchKeys(path, expected, used);
-    // ONNX Runtime reads files below the working directory in place; others are handed over as bytes.
     let location = relative(process.cwd(), path);
-    if (location.startsWith("..") || isAbsolute(location)) {
+    const { size } = await stat(path);
+    if (size <= IN_MEMORY || location.startsWith("..") || isAbsolute(location)) {
       location = `weights-${externalData.length}`;
       externalData.push({ path: location, data: await readFile(path) });
     }

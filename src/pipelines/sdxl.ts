@@ -21,19 +21,19 @@ import {
 } from "../models/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { concat } from "../ops/index.ts";
-import type { Picture } from "../platform/index.ts";
+import { type Picture, readPlanes } from "../platform/index.ts";
 import { compile, type Device, type Program } from "../runtime/index.ts";
 import {
-  ddim,
   euler,
-  guided,
+  guide,
   initialNoise,
   type NoiseRule,
   parameterize,
+  type Sampler,
   type SchedulerConfig,
   type Spacing,
-  schedule,
   schedulerConfig,
+  seedOf,
 } from "../samplers/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
 import type { ClipTokenizer } from "../tokenizers/index.ts";
@@ -45,8 +45,6 @@ export interface LoadOptions {
   /** Threads of a program; default all cores. */
   threads?: number;
 }
-
-export type Sampler = "euler" | "ddim";
 
 export interface GenerateOptions {
   /** Network evaluations with a prompt. Default: the model's. */
@@ -64,7 +62,7 @@ export interface GenerateOptions {
   /** Pixels; default the model's size. */
   width?: number;
   height?: number;
-  /** Default "euler". */
+  /** Default `euler`. */
   sampler?: Sampler;
   /** Default: the scheduler config's. */
   spacing?: Spacing;
@@ -117,6 +115,14 @@ interface Prompt {
   pooled: FloatTensor; // [B,P]
 }
 
+interface Guidance {
+  positive: Prompt;
+  negative: Prompt;
+  guidance: number;
+  /** Height and width in pixels. */
+  size: readonly [number, number];
+}
+
 /** Folder of the model that comes with the package. */
 export function bundledModel(): string {
   const here = new URL(".", import.meta.url);
@@ -166,51 +172,60 @@ export class SDXL implements AsyncDisposable {
     return sdxl;
   }
 
-  /** Pictures for a prompt. */
-  async textToImage(prompt: string, options: GenerateOptions = {}): Promise<GeneratedPicture[]> {
+  /** `batch` pictures of a prompt, or of each of several. */
+  async textToImage(
+    prompt: string | readonly string[],
+    options: GenerateOptions = {},
+  ): Promise<GeneratedPicture[]> {
     const steps = this.denoise(prompt, options);
     let next = await steps.next();
     for (; !next.done; next = await steps.next()) options.onStep?.(next.value);
     const pictures = await this.decode(next.value);
     const { seed = 0 } = options;
-    return pictures.map((p, i) => ({ ...p, seed: options.noiseRule === "stream" ? seed : addSeed(seed, i) }));
+    return pictures.map((p, i) => ({ ...p, seed: options.noiseRule === "stream" ? seed : seedOf(seed, i) }));
   }
 
   /** Yields after every step and returns the latents; leave the loop to cancel. */
-  async *denoise(prompt: string, options: GenerateOptions = {}): AsyncGenerator<DenoiseStep, FloatTensor> {
+  async *denoise(
+    prompt: string | readonly string[],
+    options: GenerateOptions = {},
+  ): AsyncGenerator<DenoiseStep, FloatTensor> {
     const { steps, guidance } = { ...this.info.defaults, ...defined(options) };
     const {
-      batch = 1,
+      batch: each = 1,
       seed = 0,
       noiseRule = "per-image",
       negativePrompt = "",
-      sampler = "euler",
+      sampler = euler,
       signal,
     } = options;
     const { width, height } = this.size(options);
     let started = performance.now();
-    const positive = await this.encode([prompt]);
+    const prompts = [prompt].flat();
+    const batch = prompts.length * each;
+    const positive = eachRow(await this.encode(prompts), each);
     const negative =
       negativePrompt === "" && this.parts.zeroEmptyPrompt
         ? { hidden: floats(positive.hidden.shape), pooled: floats(positive.pooled.shape) }
         : guidance > 1
-          ? await this.encode([negativePrompt])
+          ? eachRow(await this.encode([negativePrompt]), batch)
           : positive;
     this.timings.encode = (performance.now() - started) / 1000;
 
     const factor = this.info.vaeScaleFactor;
     const shape = [batch, this.parts.unet.in_channels, height / factor, width / factor];
-    const plan = schedule(this.parts.scheduler, steps, options.spacing);
+    const plan = sampler.plan(this.parts.scheduler, steps, options.spacing);
     const noise = initialNoise({ seed, shape, rule: noiseRule });
     const x = floats(
       shape,
       noise.data.map((v) => v * plan.initNoiseSigma),
     );
-    const evaluate = (input: Prompt) => (sample: FloatTensor, timestep: number) =>
-      this.evaluate(sample, timestep, input, [height, width]);
-    const model = guided(evaluate(positive), evaluate(negative), guidance);
-    const denoise = parameterize(model, this.parts.scheduler, plan);
-    const loop = sampler === "ddim" ? ddim(denoise, x, plan) : euler(denoise, x, plan.sigmas);
+    const network = (sample: FloatTensor, timestep: number) =>
+      guidance > 1
+        ? this.evaluateGuided(sample, timestep, { positive, negative, guidance, size: [height, width] })
+        : this.evaluate(sample, timestep, positive, [height, width]);
+    const denoise = parameterize(network, this.parts.scheduler.prediction_type, plan);
+    const loop = sampler.sample(denoise, x, plan);
     this.timings.denoise = 0;
     started = performance.now();
     for (let step = await loop.next(); ; step = await loop.next()) {
@@ -238,7 +253,7 @@ export class SDXL implements AsyncDisposable {
     const pictures = Array.from({ length: B }, (_, b) => ({
       width,
       height,
-      data: planesToRgb(planes.subarray(b * n, (b + 1) * n)),
+      data: readPlanes(planes.subarray(b * n, (b + 1) * n)),
     }));
     this.timings.decode = (performance.now() - started) / 1000;
     return pictures;
@@ -266,11 +281,27 @@ export class SDXL implements AsyncDisposable {
     const out = await this.unetProgram.run({
       sample,
       timestep: floats([B], new Float32Array(B).fill(timestep)),
-      hidden: repeated(prompt.hidden, B),
-      pooled: repeated(prompt.pooled, B),
+      hidden: prompt.hidden,
+      pooled: prompt.pooled,
       time_ids: ids,
     });
     return out.prediction as FloatTensor;
+  }
+
+  /** With and without the prompt in one batch. */
+  private async evaluateGuided(
+    sample: FloatTensor,
+    timestep: number,
+    { positive, negative, guidance, size }: Guidance,
+  ): Promise<FloatTensor> {
+    const prompt = {
+      hidden: joined(negative.hidden, positive.hidden),
+      pooled: joined(negative.pooled, positive.pooled),
+    };
+    const out = await this.evaluate(joined(sample, sample), timestep, prompt, size);
+    const n = sample.data.length;
+    const half = (from: number) => floats(sample.shape, out.data.subarray(from, from + n));
+    return guide(half(n), half(0), guidance);
   }
 
   private size({ width, height }: GenerateOptions): { width: number; height: number } {
@@ -358,27 +389,28 @@ async function compileVae({ folder, vae: config }: Components, run: Run): Promis
   return compile(g, { ...(await weightsOf(g, { "": weightsFile(join(folder, "vae")) })), ...run });
 }
 
-/** [3,H,W] around [−1,1] → RGB bytes. */
-export function planesToRgb(planes: Float32Array): Uint8Array {
-  const n = planes.length / 3;
-  const rgb = new Uint8Array(planes.length);
-  for (let i = 0; i < n; i++)
-    for (let c = 0; c < 3; c++)
-      rgb[3 * i + c] = Math.min(255, Math.max(0, Math.round((planes[c * n + i] + 1) * 127.5)));
-  return rgb;
+/** Each row `times` times, one after the other. */
+function eachRow({ hidden, pooled }: Prompt, times: number): Prompt {
+  const repeat = (t: FloatTensor) => {
+    const [rows, ...rest] = t.shape;
+    const width = t.data.length / rows;
+    const out = floats([rows * times, ...rest]);
+    for (let i = 0; i < rows * times; i++)
+      out.data.set(
+        t.data.subarray(Math.floor(i / times) * width, (Math.floor(i / times) + 1) * width),
+        i * width,
+      );
+    return out;
+  };
+  return times === 1 ? { hidden, pooled } : { hidden: repeat(hidden), pooled: repeat(pooled) };
 }
 
-/** One row for every picture of a batch. */
-function repeated(t: FloatTensor, times: number): FloatTensor {
-  if (times === 1) return t;
-  const data = new Float32Array(t.data.length * times);
-  for (let i = 0; i < times; i++) data.set(t.data, i * t.data.length);
-  return floats([times, ...t.shape.slice(1)], data);
-}
-
-function addSeed(seed: number | bigint, i: number): number | bigint {
-  const sum = BigInt(seed) + BigInt(i);
-  return typeof seed === "number" ? Number(sum) : BigInt.asUintN(64, sum);
+/** Two tensors one after the other, along the first axis. */
+function joined(a: FloatTensor, b: FloatTensor): FloatTensor {
+  const data = new Float32Array(a.data.length + b.data.length);
+  data.set(a.data);
+  data.set(b.data, a.data.length);
+  return floats([a.shape[0] + b.shape[0], ...a.shape.slice(1)], data);
 }
 
 /** Options without the undefined ones, so that defaults apply. */

@@ -22,3 +22,20 @@ export async function encodePng(picture: Picture, texts: readonly PngText[] = []
   const raw = { width, height, channels: 3 as const };
   return addPngText(await sharp(data, { raw }).png({ compressionLevel: 9 }).toBuffer(), texts);
 }
+
+/** Writes RGB bytes as three planes of floats in [−1, 1], at an offset into `out`. */
+export function writePlanes(rgb: Uint8Array, out: Float32Array, offset = 0): void {
+  const n = rgb.length / 3;
+  for (let i = 0; i < n; i++)
+    for (let c = 0; c < 3; c++) out[offset + c * n + i] = rgb[3 * i + c] / 127.5 - 1;
+}
+
+/** Three planes of floats around [−1, 1] as RGB bytes. */
+export function readPlanes(planes: Float32Array): Uint8Array {
+  const n = planes.length / 3;
+  const rgb = new Uint8Array(planes.length);
+  for (let i = 0; i < n; i++)
+    for (let c = 0; c < 3; c++)
+      rgb[3 * i + c] = Math.min(255, Math.max(0, Math.round((planes[c * n + i] + 1) * 127.5)));
+  return rgb;
+}

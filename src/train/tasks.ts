@@ -5,7 +5,7 @@ import { caption, contactSheet, type Icons } from "../data/index.ts";
 import { graph, input, symbol } from "../graph/index.ts";
 import { type UNetConfig, type VaeConfig, vaeDecode, vaeEncode } from "../models/index.ts";
 import { rootScope } from "../nn/index.ts";
-import { atomicWrite } from "../platform/index.ts";
+import { atomicWrite, readPlanes, writePlanes } from "../platform/index.ts";
 import { compile } from "../runtime/index.ts";
 import { type FloatTensor, floats, Generator, type HostTensor } from "../tensor/index.ts";
 import type { ClipTokenizer } from "../tokenizers/index.ts";
@@ -13,23 +13,6 @@ import { type ClipConfigs, clipLoss } from "./clip.ts";
 import type { Job } from "./fit.ts";
 import { encodePrompt, type TextConfigs, unetLoss } from "./unet.ts";
 import { type VaeLossOptions, vaeLoss } from "./vae.ts";
-
-/** RGB bytes → [3,S,S] floats in [−1,1], written at an offset. */
-export function toPlanes(rgb: Uint8Array, out: Float32Array, offset: number): void {
-  const n = rgb.length / 3;
-  for (let i = 0; i < n; i++)
-    for (let c = 0; c < 3; c++) out[offset + c * n + i] = rgb[3 * i + c] / 127.5 - 1;
-}
-
-/** [3,S,S] around [−1,1] → RGB bytes. */
-export function fromPlanes(planes: Float32Array): Uint8Array {
-  const n = planes.length / 3;
-  const rgb = new Uint8Array(planes.length);
-  for (let i = 0; i < n; i++)
-    for (let c = 0; c < 3; c++)
-      rgb[3 * i + c] = Math.min(255, Math.max(0, Math.round((planes[c * n + i] + 1) * 127.5)));
-  return rgb;
-}
 
 /** A generator for one micro-batch, so that every batch is known from its place alone. */
 export function batchGenerator(
@@ -44,7 +27,7 @@ export function batchGenerator(
 export function picturesAt(data: Icons, indices: readonly number[]): FloatTensor {
   const out = floats([indices.length, 3, data.size, data.size]);
   indices.forEach((index, i) => {
-    toPlanes(data.image(index), out.data, i * 3 * data.size ** 2);
+    writePlanes(data.image(index), out.data, i * 3 * data.size ** 2);
   });
   return out;
 }
@@ -89,7 +72,7 @@ export function vaeJob(
       const n = planes.length / 24;
       const sheet = indices.flatMap((index, i) => [
         { data: data.image(index), width: data.size, height: data.size },
-        { data: fromPlanes(planes.subarray(i * n, (i + 1) * n)), width: data.size, height: data.size },
+        { data: readPlanes(planes.subarray(i * n, (i + 1) * n)), width: data.size, height: data.size },
       ]);
       await atomicWrite(join(out, `samples-${step}.png`), await contactSheet(sheet, { columns: 12 }));
     },
@@ -149,7 +132,7 @@ export function clipJob(
       const taken = new Set<number>();
       while (taken.size < batch) taken.add(g.integer(data.length)); // a picture twice would be its own rival
       for (const index of taken) {
-        toPlanes(
+        writePlanes(
           shifted(data.image(index), data.size, shift, g),
           pixels.data,
           texts.length * 3 * data.size ** 2,

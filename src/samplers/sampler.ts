@@ -1,0 +1,87 @@
+/** @file What samplers have in common. */
+
+import { type FloatTensor, floats } from "../tensor/index.ts";
+import type { Plan, PredictionType, SchedulerConfig, Spacing } from "./schedule.ts";
+
+/** The trained network: its input scaled to unit variance, and its raw output. All [B,C,h,w]. */
+export type Network = (sample: FloatTensor, timestep: number) => Promise<FloatTensor>;
+
+/** The clean latents as the network sees them in x at step i of the plan. */
+export type Denoiser = (x: FloatTensor, i: number) => Promise<FloatTensor>;
+
+export interface SamplerStep {
+  /** From 0. */
+  i: number;
+  /** The estimate of the clean latents, [B,C,h,w]. */
+  denoised: FloatTensor;
+}
+
+export interface Sampler {
+  readonly name: string;
+  /** Timesteps and sigmas; `spacing` defaults to the config's. */
+  plan(config: SchedulerConfig, steps: number, spacing?: Spacing): Plan;
+  /** Walks the plan from x; yields after every step and returns the latents. */
+  sample(denoise: Denoiser, x: FloatTensor, plan: Plan): AsyncGenerator<SamplerStep, FloatTensor>;
+}
+
+/**
+ * A network as a denoiser. With s = σ and output F of the input x/√(s²+1): epsilon x − sF; v
+ * x/(s²+1) − sF/√(s²+1) (Salimans & Ho 2022, appendix D); sample F.
+ */
+export function parameterize(network: Network, type: PredictionType, { timesteps, sigmas }: Plan): Denoiser {
+  return async (x, i) => {
+    const s = sigmas[i];
+    const scale = 1 / Math.sqrt(s * s + 1);
+    const out = await network(
+      floats(
+        x.shape,
+        x.data.map((v) => v * scale),
+      ),
+      timesteps[i],
+    );
+    if (type === "sample") return out;
+    const [a, b] = type === "epsilon" ? [1, -s] : [scale * scale, -s * scale];
+    return floats(
+      x.shape,
+      x.data.map((v, j) => a * v + b * out.data[j]),
+    );
+  };
+}
+
+/** Classifier-free guidance (Ho & Salimans 2022): unconditional + scale·(conditional − unconditional). */
+export function guide(conditional: FloatTensor, unconditional: FloatTensor, scale: number): FloatTensor {
+  const u = unconditional.data;
+  return floats(
+    conditional.shape,
+    conditional.data.map((c, i) => u[i] + scale * (c - u[i])),
+  );
+}
+
+/**
+ * Straight steps along dx/dσ = (x − x₀)/σ (Karras et al. 2022, Algorithm 1 without churn). Where a step does not
+ * begin at the σ the last one went to, x is scaled from the one to the other at unit variance.
+ */
+export async function* straightSteps(
+  denoise: Denoiser,
+  x: FloatTensor,
+  { sigmas, targets }: Plan,
+): AsyncGenerator<SamplerStep, FloatTensor> {
+  for (let i = 0; i < sigmas.length; i++) {
+    const [from, to] = [sigmas[i], targets[i]];
+    if (i > 0 && targets[i - 1] !== from) {
+      const scale = Math.sqrt((from * from + 1) / (targets[i - 1] ** 2 + 1));
+      x = floats(
+        x.shape,
+        x.data.map((v) => v * scale),
+      );
+    }
+    const denoised = await denoise(x, i);
+    const ratio = to / from;
+    x = floats(
+      x.shape,
+      x.data.map((v, j) => denoised.data[j] + (v - denoised.data[j]) * ratio),
+    );
+    yield { i, denoised };
+  }
+  return x;
+}

@@ -1,0 +1,290 @@
+"""Records what diffusers and transformers compute on tiny random models, for the parity tests.
+
+    python record_models.py [part ...]        parts: clip unet vae tiny training pipeline; all when none is named
+
+Every golden is <name>.json (the config as the library writes it) and <name>.safetensors with tensors
+weight.<key>, input.<name>, output.<name>, cotangent.<name> and gradient.<key>: the gradients are those of
+sum over outputs of (output * cotangent). Seeds are fixed; made with torch 2.15, diffusers 0.39, transformers 4.57.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+GOLDENS = Path(__file__).parent / "goldens"
+torch.set_num_threads(1)
+
+
+def perturbed(model, gain=1.0):
+    """
+    Moves biases and norms away from their zeros and ones, so that leaving one out shows; `gain` multiplies the
+    other weights, so that attention is less even and every gradient counts.
+    """
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p + 0.1 * torch.randn_like(p) if p.dim() <= 1 else p * gain)
+    return model.eval()
+
+
+def contiguous(tensors):
+    return {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+
+
+def config_json(model):
+    config = model.config
+    return config.to_json_string() if hasattr(config, "to_json_string") else model.to_json_string()
+
+
+def record(name, model, inputs, outputs):
+    """Writes a golden. `outputs` are computed with gradients."""
+    cotangents = {k: torch.randn_like(v) for k, v in outputs.items()}
+    model.zero_grad()
+    sum((v * cotangents[k]).sum() for k, v in outputs.items()).backward()
+    groups = {
+        "weight": dict(model.named_parameters()),
+        "input": inputs,
+        "output": outputs,
+        "cotangent": cotangents,
+        "gradient": {k: p.grad for k, p in model.named_parameters()},
+    }
+    flat = {f"{group}.{k}": v for group, tensors in groups.items() for k, v in tensors.items()}
+    save_file(contiguous(flat), GOLDENS / f"{name}.safetensors")
+    (GOLDENS / f"{name}.json").write_text(config_json(model).rstrip() + "\n")
+    size = (GOLDENS / f"{name}.safetensors").stat().st_size
+    print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, {size} bytes")
+
+
+# --- CLIP -----------------------------------------------------------------------------------------------------
+
+
+def text_config(**more):
+    start, end = 62, 63
+    fields = dict(vocab_size=64, max_position_embeddings=12, bos_token_id=start, eos_token_id=end, pad_token_id=end)
+    return CLIPTextConfig(**{**fields, "hidden_size": 16, "intermediate_size": 40, "projection_dim": 12, **more})
+
+
+def text_ids():
+    """Two texts of different lengths: one padded with the end token, one with token 0 as OpenCLIP does."""
+    ids = torch.tensor([[62, 5, 17, 3, 63, 63, 63, 63, 63, 63], [62, 9, 9, 40, 21, 33, 2, 63, 0, 0]])
+    return {"ids": ids, "end": torch.tensor([4, 7])}
+
+
+def text_outputs(out):
+    hidden = {f"hidden_{i}": h for i, h in enumerate(out.hidden_states)}
+    return {**hidden, "last": out.last_hidden_state}
+
+
+def record_clip():
+    torch.manual_seed(1)
+    inputs = text_ids()
+    config = text_config(num_hidden_layers=3, num_attention_heads=4, hidden_act="quick_gelu")
+    model = perturbed(CLIPTextModel(config), gain=3)
+    out = model(inputs["ids"], output_hidden_states=True)
+    record("clip-text", model, inputs, {**text_outputs(out), "pooled": out.pooler_output})
+
+    torch.manual_seed(2)
+    config = text_config(num_hidden_layers=2, num_attention_heads=2, hidden_act="gelu")
+    model = perturbed(CLIPTextModelWithProjection(config), gain=3)
+    out = model(inputs["ids"], output_hidden_states=True)
+    record("clip-text-projection", model, inputs, {**text_outputs(out), "embeds": out.text_embeds})
+
+    torch.manual_seed(3)
+    config = CLIPVisionConfig(
+        hidden_size=18,
+        intermediate_size=32,
+        projection_dim=10,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        image_size=20,
+        patch_size=5,
+        hidden_act="quick_gelu",
+    )
+    model = perturbed(CLIPVisionModelWithProjection(config), gain=3)
+    pixels = torch.randn(2, 3, 20, 20)
+    out = model(pixels, output_hidden_states=True)
+    hidden = {f"hidden_{i}": h for i, h in enumerate(out.hidden_states)}
+    record("clip-vision", model, {"pixels": pixels}, {**hidden, "embeds": out.image_embeds})
+
+
+# --- UNet -----------------------------------------------------------------------------------------------------
+
+UNET = dict(
+    sample_size=8,
+    block_out_channels=[4, 8, 8],
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    layers_per_block=2,
+    transformer_layers_per_block=[1, 1, 2],
+    attention_head_dim=[1, 2, 4],
+    cross_attention_dim=20,
+    norm_num_groups=2,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=12 + 6 * 8,
+)
+
+
+def unet_inputs(batch, height, width, tokens, text_width):
+    return {
+        "sample": torch.randn(batch, 4, height, width),
+        "timestep": torch.tensor([7.0, 801.0])[:batch],
+        "hidden": torch.randn(batch, tokens, text_width),
+        "pooled": torch.randn(batch, 12),
+        "time_ids": torch.tensor([[64.0, 48, 0, 4, 64, 48], [32, 32, 2, 0, 40, 32]])[:batch],
+    }
+
+
+def predict(model, inputs):
+    added = {"text_embeds": inputs["pooled"], "time_ids": inputs["time_ids"]} if "pooled" in inputs else None
+    return model(inputs["sample"], inputs["timestep"], inputs["hidden"], added_cond_kwargs=added).sample
+
+
+def record_unet():
+    torch.manual_seed(4)
+    model = perturbed(UNet2DConditionModel(**UNET), gain=2)
+    inputs = unet_inputs(2, 8, 8, 5, 20)
+    record("unet", model, inputs, {"prediction": predict(model, inputs)})
+
+    # Settings per layer, convolutions around the transformers, sines first, no text_time.
+    torch.manual_seed(5)
+    model = perturbed(
+        UNet2DConditionModel(
+            sample_size=None,
+            block_out_channels=[4, 8],
+            down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            layers_per_block=[1, 2],
+            transformer_layers_per_block=[[1], [1, 2]],
+            reverse_transformer_layers_per_block=[[2, 1, 1], [1, 2]],
+            attention_head_dim=2,
+            cross_attention_dim=12,
+            norm_num_groups=2,
+            use_linear_projection=False,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+        ),
+        gain=2,
+    )
+    without = ("pooled", "time_ids")
+    inputs = {k: v for k, v in unet_inputs(2, 6, 4, 3, 12).items() if k not in without}
+    record("unet-plain", model, inputs, {"prediction": predict(model, inputs)})
+
+    # The same weights at a size that does not halve evenly; values only.
+    inputs = {k: v for k, v in unet_inputs(1, 5, 7, 3, 12).items() if k not in without}
+    flat = {f"input.{k}": v for k, v in inputs.items()} | {"output.prediction": predict(model, inputs)}
+    save_file(contiguous(flat), GOLDENS / "unet-odd.safetensors")
+
+
+# --- autoencoders ---------------------------------------------------------------------------------------------
+
+
+def record_autoencoder(name, model, encode):
+    inputs = {"pictures": torch.rand(2, 3, 16, 8) * 2 - 1, "latents": torch.randn(2, 4, 4, 3)}
+    outputs = {"encoded": encode(model, inputs["pictures"]), "decoded": model.decode(inputs["latents"]).sample}
+    record(name, model, inputs, outputs)
+
+
+def record_vae():
+    def encode(model, pictures):
+        return model.encode(pictures).latent_dist.parameters
+
+    levels = dict(down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3)
+    channels = dict(block_out_channels=[4, 4, 8], norm_num_groups=2, sample_size=16)
+    torch.manual_seed(6)
+    record_autoencoder("vae", perturbed(AutoencoderKL(**levels, **channels, layers_per_block=1), gain=2), encode)
+    torch.manual_seed(7)
+    options = dict(mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False)
+    model = AutoencoderKL(**levels, **channels, layers_per_block=1, **options)
+    record_autoencoder("vae-plain", perturbed(model, gain=2), encode)
+
+
+def record_tiny():
+    torch.manual_seed(8)
+    widths = dict(encoder_block_out_channels=(8,) * 3, decoder_block_out_channels=(8,) * 3)
+    model = AutoencoderTiny(**widths, num_encoder_blocks=(1, 2, 1), num_decoder_blocks=(2, 1, 1))
+    record_autoencoder("tiny", perturbed(model, gain=2), lambda model, pictures: model.encode(pictures).latents)
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+KEPT = (  # what is recorded of the weights after the last step
+    "conv_in.weight",
+    "add_embedding.linear_1.weight",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.weight",
+    "mid_block.attentions.0.norm.weight",
+    "up_blocks.2.resnets.0.conv_shortcut.bias",
+    "conv_out.weight",
+)
+
+
+def noise_batch():
+    """Inputs of the noise-prediction loss; `sample` is noisy and `target` the noise."""
+    inputs = unet_inputs(2, 8, 8, 5, 20)
+    noise = torch.randn_like(inputs["sample"])
+    noisy = DDPMScheduler(beta_schedule="scaled_linear").add_noise(
+        inputs["sample"], noise, inputs["timestep"].long()
+    )
+    return {**inputs, "sample": noisy, "target": noise}
+
+
+def train(batches, steps=10, **options):
+    """Per-step numbers, and weights and their average after the last step, of a UNet under AdamW."""
+    torch.manual_seed(4)
+    model = perturbed(UNet2DConditionModel(**UNET), gain=2)  # the weights of the golden "unet"
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    average = EMAModel(model.parameters(), decay=0.8)
+    numbers = {"loss": [], "grad_norm": [], "learning_rate": [], "ema_decay": []}
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        rate = 0.005 * min(1, (step + 1) / 4)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = torch.nn.functional.mse_loss(predict(model, batch), batch["target"])
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.step(model.parameters())
+        for name, x in zip(numbers, (loss.item(), norm.item(), rate, average.cur_decay_value)):
+            numbers[name].append(x)
+    keys = [k for k, _ in model.named_parameters()]
+    weights = dict(zip(keys, model.parameters())), dict(zip(keys, average.shadow_params))
+    return {
+        **{k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()},
+        **{f"{group}.{k}": w[k] for group, w in zip(("weight", "ema"), weights) for k in KEPT},
+    }
+
+
+def record_training():
+    torch.manual_seed(9)
+    batches = [noise_batch() for _ in range(3)]
+    runs = {
+        "default": train(batches, weight_decay=0.01),
+        "lightning": train(batches, betas=(0.0, 0.99), weight_decay=0.1),
+    }
+    flat = {f"batch.{i}.{k}": v for i, batch in enumerate(batches) for k, v in batch.items()}
+    flat |= {f"{run}.{k}": v for run, tensors in runs.items() for k, v in tensors.items()}
+    save_file(contiguous(flat), GOLDENS / "training.safetensors")
+    for run, tensors in runs.items():
+        print(run, tensors["loss"].tolist(), tensors["grad_norm"].tolist())
+
+
+PARTS = {"clip": record_clip, "unet": record_unet, "vae": record_vae, "tiny": record_tiny, "training": record_training}
+
+if __name__ == "__main__":
+    GOLDENS.mkdir(exist_ok=True)
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()

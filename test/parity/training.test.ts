@@ -1,0 +1,66 @@
+/** @file Ten steps of noise-prediction training against PyTorch: losses, gradient norms, weights and their average. */
+
+import { expect, test } from "vitest";
+import "../../src/platform/node.ts";
+import { unetConfig } from "../../src/models/index.ts";
+import { compile } from "../../src/runtime/index.ts";
+import { floats } from "../../src/tensor/index.ts";
+import { type AdamWOptions, adamw, trainStep } from "../../src/train/index.ts";
+import { scalarFeeds } from "../../src/train/optimizer.ts";
+import { unetLoss } from "../../src/train/unet.ts";
+import { difference, goldenJson, goldenTensors, prefixed, type Tensors } from "./golden.ts";
+
+const runs: Record<string, AdamWOptions> = {
+  default: { weightDecay: 0.01 },
+  lightning: { betas: [0, 0.99], weightDecay: 0.1 },
+};
+
+/** The part of a golden's group whose names start with `prefix`. */
+function part(tensors: Tensors, prefix: string): Tensors {
+  return Object.fromEntries(
+    Object.entries(tensors)
+      .filter(([k]) => k.startsWith(`${prefix}.`))
+      .map(([k, t]) => [k.slice(prefix.length + 1), t]),
+  );
+}
+
+function numbers(tensors: Tensors, name: string): number[] {
+  return Array.from(tensors[name].data, Number);
+}
+
+test.each(Object.entries(runs))("ten steps of AdamW, %s", async (name, options) => {
+  const { weight } = await goldenTensors("unet", "weight");
+  const { batch, [name]: run } = await goldenTensors("training", "batch", name);
+  const batches = [0, 1, 2].map((i) => part(batch, `${i}`));
+  const [rates, emaDecays] = [numbers(run, "learning_rate"), numbers(run, "ema_decay")];
+  const optimizer = adamw(options);
+  const config = unetConfig(await goldenJson("unet"));
+  const { loss, metrics } = unetLoss(config, { batch: 2, side: 8, tokens: 5, pooled: 12 });
+  const { graph, state } = trainStep(loss, { optimizer, clipNorm: 1, ema: true }, metrics);
+  await using program = await compile(graph, { state, threads: 1 });
+  for (const [key, value] of Object.entries({ ...weight, ...prefixed("ema", weight) }))
+    program.set(key, value);
+
+  const losses: number[] = [];
+  const norms: number[] = [];
+  for (const [i, rate] of rates.entries()) {
+    const scalars = { ...optimizer.scalars(i + 1, rate), clip: 1, emaDecay: emaDecays[i] };
+    const feeds = { ...batches[i % 3], weight: floats([2], [1, 1]), ...scalarFeeds(scalars) };
+    const result = await program.run(feeds);
+    losses.push(Number(result.loss.data[0]));
+    norms.push(Number(result.grad_norm.data[0]));
+  }
+
+  const errors = (actual: number[], expected: number[]) =>
+    Math.max(...expected.map((v, i) => Math.abs(actual[i] - v) / v));
+  const weights = Object.entries(part(run, "weight"));
+  const averages = Object.entries(part(run, "ema"));
+  const rateSum = rates.reduce((a, b) => a + b); // about how far weights travel
+  const result = {
+    losses: errors(losses, numbers(run, "loss")),
+    norms: errors(norms, numbers(run, "grad_norm")),
+    weights: Math.max(...weights.map(([k, t]) => difference(program.get(k), t))) / rateSum,
+    averages: Math.max(...averages.map(([k, t]) => difference(program.get(`ema.${k}`), t))) / rateSum,
+  };
+  if (process.env.V) process.stdout.write(`${JSON.stringify(result)}\n`);
+});
