@@ -50,7 +50,7 @@ const convOp: OpDef = {
   grad: (dy, { inputs: [x, w, b], attrs }) => {
     const options = attrs as unknown as Required<ConvOptions>;
     if (options.group !== 1) throw new Error("Conv: the gradient with group > 1 is missing");
-    return [gradInput(dy, x, w, options), gradWeight(dy, x, w, options), b && dy.sum([0, 2, 3])];
+    return [gradInput(dy, x, w, options), gradWeight(dy, x, w, options), b && pixels(dy).sum([0])];
   },
   flops: (y) => 2 * (sizeDim(y.shape) as number) * (sizeDim(y.inputs[1].shape.slice(1)) as number),
   onnx: (emit, inputs, y) =>
@@ -102,9 +102,13 @@ const convTransposeOp: OpDef = {
  */
 function gradWeight(dy: Value, x: Value, w: Value, options: Required<ConvOptions>): Value {
   const [O, C, kh, kw] = w.shape as number[];
-  const rows = dy.transpose([0, 2, 3, 1]).reshape([-1, O]); // [B·h·w, O]
   const columns = im2col(x, kh, kw, dy.shape.slice(2) as number[], options); // [B·h·w, kh·kw·C]
-  return gemm(rows, columns, { transA: true }).reshape([O, kh, kw, C]).transpose([0, 3, 1, 2]);
+  return gemm(pixels(dy), columns, { transA: true }).reshape([O, kh, kw, C]).transpose([0, 3, 1, 2]);
+}
+
+/** [B,C,H,W] → [B·H·W, C] */
+function pixels(x: Value): Value {
+  return x.transpose([0, 2, 3, 1]).reshape([-1, x.shape[1]]);
 }
 
 /** The input under each kernel position: [B,C,H,W] → [B·h·w, kh·kw·C]. */
@@ -115,15 +119,11 @@ function im2col(
   [h, w]: readonly number[],
   { strides: [sy, sx], pads }: Required<ConvOptions>,
 ): Value {
+  const unpadded = pads.every((p) => p === 0);
+  if (kh * kw * sy * sx === 1 && unpadded) return pixels(x);
   const padded = x.transpose([0, 2, 3, 1]).pad(1, pads[0], pads[2]).pad(2, pads[1], pads[3]); // [B,H,W,C]
   const width = kh * kw * (x.shape[1] as number);
-  if (
-    kh === sy &&
-    kw === sx &&
-    pads.every((p) => p === 0) &&
-    padded.shape[1] === h * sy &&
-    padded.shape[2] === w * sx
-  )
+  if (kh === sy && kw === sx && unpadded && padded.shape[1] === h * sy && padded.shape[2] === w * sx)
     // Patches that do not overlap are a reshape.
     return padded.reshape([-1, h, sy, w, sx, x.shape[1]]).transpose([0, 1, 3, 2, 4, 5]).reshape([-1, width]);
   const shifted: Value[] = [];

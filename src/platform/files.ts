@@ -7,6 +7,7 @@ import process from "node:process";
 
 /** Temporary files being written. */
 const unfinished = new Set<string>();
+let count = 0;
 
 /**
  * Writes parts to a temporary file beside `path`, syncs and renames it; creates the folder. On any failure
@@ -14,7 +15,7 @@ const unfinished = new Set<string>();
  */
 export async function atomicWrite(path: string, ...parts: readonly (Uint8Array | string)[]): Promise<void> {
   await mkdir(dirname(path), { recursive: true });
-  const temporary = `${path}.${process.pid}.tmp`;
+  const temporary = `${path}.${process.pid}-${count++}.tmp`;
   unfinished.add(temporary);
   try {
     const file = await open(temporary, "w");

@@ -23,7 +23,6 @@ const others = chunks.filter((_, i) => i % replicas !== rank);
 // ONNX Runtime does not take shared memory, so each replica computes on its own copies.
 const parameters = new Float32Array(size);
 const gradient = new Float32Array(size);
-const reduced = new Float32Array(size);
 const state = setup.state.map(() => new Float32Array(size));
 
 /** Waits until all replicas have arrived. */
@@ -64,29 +63,38 @@ for (const { name, shape, start, length } of setup.layout) {
 
 async function backwardPass(microBatches: StepRequest["batches"]): Promise<Record<string, number>> {
   const metrics: Record<string, number> = Object.fromEntries(setup.metrics.map((m) => [m, 0]));
-  const total = gradients[rank];
+  const sum = microBatches.length > 1 ? new Float32Array(size) : gradient;
   for (const [i, feeds] of microBatches.entries()) {
     const inputs = Object.entries(feeds).map(([k, t]) => [k, toOrt(t.data, t.shape, t.dtype)]);
     const out = await backward.run({ ...parameterFeeds, ...Object.fromEntries(inputs) }, gradientFetches);
     for (const m of setup.metrics) metrics[m] += Number(out[m].data[0]) / microBatches.length;
-    if (i === 0) total.set(gradient);
-    else for (let k = 0; k < size; k++) total[k] += gradient[k];
+    if (i === 0 && sum !== gradient) sum.set(gradient);
+    else if (i > 0) for (let k = 0; k < size; k++) sum[k] += gradient[k];
   }
+  if (sum !== gradient) gradient.set(sum);
+  // The other replicas need what they own; the own share stays here.
+  for (const { start, length } of others)
+    gradients[rank].set(gradient.subarray(start, start + length), start);
   return metrics;
 }
 
-/** Mean gradient of the chunks this replica owns; returns its squared norm. */
+/** Mean gradient of the chunks this replica owns, in `gradient`; returns its squared norm. */
 function reduce(count: number): number {
   let sum = 0;
   const scale = 1 / (replicas * count);
-  for (const { start, length } of mine)
-    for (let k = start; k < start + length; k++) {
-      let g = gradients[0][k];
-      for (let r = 1; r < replicas; r++) g += gradients[r][k];
-      g *= scale;
-      reduced[k] = g;
+  for (const { start, length } of mine) {
+    const end = start + length;
+    for (let r = 0; r < replicas; r++) {
+      if (r === rank) continue;
+      const other = gradients[r];
+      for (let k = start; k < end; k++) gradient[k] += other[k];
+    }
+    for (let k = start; k < end; k++) {
+      const g = gradient[k] * scale;
+      gradient[k] = g;
       sum += g * g;
     }
+  }
   return sum;
 }
 
@@ -106,7 +114,7 @@ async function step({ batches, scalars, clipNorm }: StepRequest): Promise<StepRe
     const tensors = Object.entries(buffers).map(([k, a]) => [k, view(a, chunk)] as const);
     // Updates are elementwise and read each tensor before writing it, so they run in place.
     await update.run(
-      { ...feeds, g: view(reduced, chunk), ...Object.fromEntries(tensors) },
+      { ...feeds, g: view(gradient, chunk), ...Object.fromEntries(tensors) },
       Object.fromEntries(tensors.map(([k, t]) => [`next.${k}`, t])),
     );
     const { start, length } = chunk;

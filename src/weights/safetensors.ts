@@ -55,7 +55,9 @@ export class SafetensorsFile implements AsyncDisposable {
       throw error.code === "ENOENT" ? new Error(`${path}: no such file`, { cause: error }) : error;
     });
     try {
-      const { size } = await handle.stat();
+      const stat = await handle.stat();
+      if (!stat.isFile()) throw new Error(`${path}: not a file`);
+      const { size } = stat;
       const length = await readHeaderLength(handle, size, path);
       const text = await readBytes(handle, 8, length);
       const { metadata, entries } = parseHeader(text, size - 8 - length, 8 + length, basename(path));
@@ -120,14 +122,17 @@ function parseHeader(
   start: number,
   name: string,
 ): { metadata: Record<string, string>; entries: Map<string, TensorEntry> } {
+  let json: string;
   let header: unknown;
   try {
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text));
+    json = new TextDecoder("utf-8", { fatal: true }).decode(text);
+    header = JSON.parse(json);
   } catch {
     throw new Error(`${name}: not a safetensors file: the header is not JSON`);
   }
-  if (header === null || typeof header !== "object" || Array.isArray(header))
-    throw new Error(`${name}: the safetensors header is not an object`);
+  if (!isObject(header)) throw new Error(`${name}: the safetensors header is not an object`);
+  const twice = duplicateKey(json);
+  if (twice !== undefined) throw new Error(`${name}: the safetensors header has ${label(twice)} twice`);
   const metadata: Record<string, string> = {};
   const entries = new Map<string, TensorEntry>();
   for (const [key, value] of Object.entries(header)) {
@@ -135,10 +140,9 @@ function parseHeader(
       entries.set(key, parseEntry(key, value, room, start, name));
       continue;
     }
-    if (value === null || typeof value !== "object")
-      throw new Error(`${name}: __metadata__ is not an object of strings`);
-    for (const [k, v] of Object.entries(value as object)) {
-      if (typeof v !== "string") throw new Error(`${name}: metadata ${k} is not a string`);
+    if (!isObject(value)) throw new Error(`${name}: __metadata__ is not an object of strings`);
+    for (const [k, v] of Object.entries(value)) {
+      if (typeof v !== "string") throw new Error(`${name}: metadata ${label(k)} is not a string`);
       if (k !== "__proto__") metadata[k] = v;
     }
   }
@@ -146,7 +150,7 @@ function parseHeader(
   for (const [key, e] of [...entries].sort(([, a], [, b]) => a.offset - b.offset || a.bytes - b.bytes)) {
     if (e.offset !== end)
       throw new Error(
-        `${name}: tensor ${key} ${e.offset < end ? "overlaps another" : "leaves a gap before it"}`,
+        `${name}: tensor ${label(key)} ${e.offset < end ? "overlaps another" : "leaves a gap before it"}`,
       );
     end += e.bytes;
   }
@@ -156,30 +160,70 @@ function parseHeader(
 }
 
 function parseEntry(key: string, value: unknown, room: number, start: number, name: string): TensorEntry {
-  const { dtype, shape, data_offsets } = (value ?? {}) as Record<string, unknown>;
+  const tensor = `${name}: tensor ${label(key)}`;
+  if (!isObject(value)) throw new Error(`${tensor} has no dtype, shape and data_offsets`);
+  const { dtype, shape, data_offsets } = value;
   if (typeof dtype !== "string" || !Object.hasOwn(NAMES, dtype))
-    throw new Error(
-      `${name}: tensor ${key} has dtype ${JSON.stringify(dtype)}; known are ${Object.keys(NAMES).join(", ")}`,
-    );
+    throw new Error(`${tensor} has dtype ${quote(dtype)}; known are ${Object.keys(NAMES).join(", ")}`);
   const natural = (x: unknown): x is number => Number.isSafeInteger(x) && (x as number) >= 0;
   if (!Array.isArray(shape) || !shape.every(natural) || !Number.isSafeInteger(sizeOf(shape)))
-    throw new Error(`${name}: tensor ${key} has shape ${JSON.stringify(shape)}; expected whole numbers`);
+    throw new Error(`${tensor} has shape ${quote(shape)}; expected whole numbers`);
   if (!Array.isArray(data_offsets) || data_offsets.length !== 2 || !data_offsets.every(natural))
-    throw new Error(
-      `${name}: tensor ${key} has data_offsets ${JSON.stringify(data_offsets)}; expected two whole numbers`,
-    );
+    throw new Error(`${tensor} has data_offsets ${quote(data_offsets)}; expected two whole numbers`);
   const [from, to] = data_offsets as [number, number];
-  if (from > to || to > room)
+  if (from > to) throw new Error(`${tensor} has data_offsets [${data_offsets}]; expected the smaller first`);
+  if (to > room)
     throw new Error(
-      `${name}: truncated: tensor ${key} lies at bytes ${from}–${to}, the file has ${room}; fetch it again`,
+      `${name}: truncated: tensor ${label(key)} lies at bytes ${from}–${to}, the file has ${room}; fetch it again`,
     );
   const info = NAMES[dtype];
   const bytes = sizeOf(shape as number[]) * DTYPES[info].bytes;
   if (to - from !== bytes)
-    throw new Error(
-      `${name}: tensor ${key} ${dtype}[${shape}] needs ${bytes} bytes, its offsets give ${to - from}`,
-    );
+    throw new Error(`${tensor} ${dtype} ${quote(shape)} needs ${bytes} bytes, its offsets give ${to - from}`);
   return { dtype: info, shape: shape as number[], offset: start + from, bytes };
+}
+
+function isObject(x: unknown): x is Record<string, unknown> {
+  return x !== null && typeof x === "object" && !Array.isArray(x);
+}
+
+/** A value of the header for a sentence: on one line, and short. */
+function quote(x: unknown): string {
+  let text: string;
+  try {
+    text = JSON.stringify(x) ?? "none";
+  } catch {
+    return "nested too deeply";
+  }
+  const line = text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, "?");
+  return line.length > 60 ? `${line.slice(0, 60)}…` : line;
+}
+
+function label(key: string): string {
+  return /^[\w.:/-]{1,200}$/.test(key) ? key : quote(key);
+}
+
+/** A member that the header, or one of its entries, has twice: readers disagree on which one counts. */
+function duplicateKey(json: string): string | undefined {
+  const seen: Set<string>[] = [];
+  let depth = 0;
+  let key = "";
+  for (let i = 0; i < json.length; i++) {
+    const c = json[i];
+    if (c === '"') {
+      const start = i++;
+      for (; json[i] !== '"'; i++) if (json[i] === "\\") i++;
+      key = json.slice(start, i + 1);
+    } else if (c === "{" || c === "[") {
+      if (++depth <= 2) seen[depth] = new Set();
+    } else if (c === "}" || c === "]") depth--;
+    else if (c === ":" && depth <= 2) {
+      const name = JSON.parse(key) as string;
+      if (seen[depth].has(name)) return name;
+      seen[depth].add(name);
+    }
+  }
+  return undefined;
 }
 
 export interface LoadedSafetensors {
@@ -195,16 +239,23 @@ export async function loadSafetensors(path: string): Promise<LoadedSafetensors> 
   return { metadata: file.metadata, tensors };
 }
 
-/** Writes a file atomically, tensors in the order given. */
+/**
+ * Writes a file atomically, tensors in the order given.
+ * @throws when a tensor's data does not fill its shape, or its name is the one that metadata has.
+ */
 export async function saveSafetensors(
   path: string,
   tensors: Readonly<Record<string, HostTensor>>,
   metadata?: Readonly<Record<string, string>>,
 ): Promise<void> {
-  const header: Record<string, unknown> = metadata ? { __metadata__: metadata } : {};
+  const header: Record<string, unknown> = Object.create(null); // a tensor may be called __proto__
+  if (metadata) header.__metadata__ = metadata;
   const parts: Uint8Array[] = [];
   let offset = 0;
   for (const [name, { dtype, shape, data }] of Object.entries(tensors)) {
+    if (name === "__metadata__") throw new Error(`${path}: a tensor cannot be called __metadata__`);
+    if (data.length !== sizeOf(shape))
+      throw new Error(`${path}: tensor ${name} [${shape}] has ${data.length} elements`);
     header[name] = { dtype: CODES[dtype], shape, data_offsets: [offset, offset + data.byteLength] };
     offset += data.byteLength;
     parts.push(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));

@@ -1,4 +1,4 @@
-/** @file What `record_models.py` recorded: reading it, and comparing with it. */
+/** @file What `record_models.py` and `record_pipeline.py` recorded: reading it, and comparing with it. */
 
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";

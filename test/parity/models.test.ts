@@ -107,7 +107,6 @@ describe.each(Object.entries(cases))("%s", (name, build) => {
     const floor = 1e-3 * Math.max(...Object.values(golden.gradient).map(largest));
     const slopes = worst(result, prefixed("gradient", golden.gradient), floor);
     expect(slopes.error, slopes.where).toBeLessThan(1e-3);
-    if (process.env.V) process.stdout.write(`${name}: ${JSON.stringify({ values, slopes })}\n`);
   });
 });
 

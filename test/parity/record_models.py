@@ -1,13 +1,13 @@
 """Records what diffusers and transformers compute on tiny random models, for the parity tests.
 
-    python record_models.py [part ...]        parts: clip unet vae tiny training pipeline; all when none is named
+    python record_models.py [part ...]    parts: clip unet vae tiny training; all when none is named
 
 Every golden is <name>.json (the config as the library writes it) and <name>.safetensors with tensors
 weight.<key>, input.<name>, output.<name>, cotangent.<name> and gradient.<key>: the gradients are those of
 sum over outputs of (output * cotangent). Seeds are fixed; made with torch 2.15, diffusers 0.39, transformers 4.57.
 """
 
-import json
+import copy
 import sys
 from pathlib import Path
 
@@ -38,13 +38,15 @@ def perturbed(model, gain=1.0):
     return model.eval()
 
 
-def contiguous(tensors):
-    return {k: v.detach().contiguous().clone() for k, v in tensors.items()}
-
-
-def config_json(model):
-    config = model.config
-    return config.to_json_string() if hasattr(config, "to_json_string") else model.to_json_string()
+def save(name, model, tensors):
+    path = GOLDENS / f"{name}.safetensors"
+    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, path)
+    path.chmod(0o644)
+    if model:
+        config = model.config
+        text = config.to_json_string() if hasattr(config, "to_json_string") else model.to_json_string()
+        (GOLDENS / f"{name}.json").write_text(text.rstrip() + "\n")
+    print(f"{name}: {path.stat().st_size} bytes")
 
 
 def record(name, model, inputs, outputs):
@@ -59,20 +61,17 @@ def record(name, model, inputs, outputs):
         "cotangent": cotangents,
         "gradient": {k: p.grad for k, p in model.named_parameters()},
     }
-    flat = {f"{group}.{k}": v for group, tensors in groups.items() for k, v in tensors.items()}
-    save_file(contiguous(flat), GOLDENS / f"{name}.safetensors")
-    (GOLDENS / f"{name}.json").write_text(config_json(model).rstrip() + "\n")
-    size = (GOLDENS / f"{name}.safetensors").stat().st_size
-    print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, {size} bytes")
+    save(name, model, {f"{group}.{k}": v for group, tensors in groups.items() for k, v in tensors.items()})
 
 
-# --- CLIP -----------------------------------------------------------------------------------------------------
+# --- CLIP -----------------------------------------------------------------------------------------
 
 
 def text_config(**more):
     start, end = 62, 63
-    fields = dict(vocab_size=64, max_position_embeddings=12, bos_token_id=start, eos_token_id=end, pad_token_id=end)
-    return CLIPTextConfig(**{**fields, "hidden_size": 16, "intermediate_size": 40, "projection_dim": 12, **more})
+    tokens = dict(vocab_size=64, bos_token_id=start, eos_token_id=end, pad_token_id=end)
+    sizes = dict(max_position_embeddings=12, hidden_size=16, intermediate_size=40, projection_dim=12)
+    return CLIPTextConfig(**{**tokens, **sizes, **more})
 
 
 def text_ids():
@@ -118,7 +117,7 @@ def record_clip():
     record("clip-vision", model, {"pixels": pixels}, {**hidden, "embeds": out.image_embeds})
 
 
-# --- UNet -----------------------------------------------------------------------------------------------------
+# --- UNet -----------------------------------------------------------------------------------------
 
 UNET = dict(
     sample_size=8,
@@ -185,10 +184,10 @@ def record_unet():
     # The same weights at a size that does not halve evenly; values only.
     inputs = {k: v for k, v in unet_inputs(1, 5, 7, 3, 12).items() if k not in without}
     flat = {f"input.{k}": v for k, v in inputs.items()} | {"output.prediction": predict(model, inputs)}
-    save_file(contiguous(flat), GOLDENS / "unet-odd.safetensors")
+    save("unet-odd", None, flat)
 
 
-# --- autoencoders ---------------------------------------------------------------------------------------------
+# --- autoencoders ---------------------------------------------------------------------------------
 
 
 def record_autoencoder(name, model, encode):
@@ -218,14 +217,14 @@ def record_tiny():
     record_autoencoder("tiny", perturbed(model, gain=2), lambda model, pictures: model.encode(pictures).latents)
 
 
-# --- training -------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 KEPT = (  # what is recorded of the weights after the last step
     "conv_in.weight",
     "add_embedding.linear_1.weight",
     "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.weight",
     "mid_block.attentions.0.norm.weight",
-    "up_blocks.2.resnets.0.conv_shortcut.bias",
+    "up_blocks.1.resnets.0.conv_shortcut.bias",
     "conv_out.weight",
 )
 
@@ -240,16 +239,18 @@ def noise_batch():
     return {**inputs, "sample": noisy, "target": noise}
 
 
-def train(batches, steps=10, **options):
-    """Per-step numbers, and weights and their average after the last step, of a UNet under AdamW."""
-    torch.manual_seed(4)
-    model = perturbed(UNet2DConditionModel(**UNET), gain=2)  # the weights of the golden "unet"
+def train(model, batches, steps=10, **options):
+    """
+    Per-step numbers, and weights and their average after the last step, under AdamW. In double precision: Adam
+    divides rounding by rounding where gradients are small, so two single-precision runs would drift apart.
+    """
+    model = copy.deepcopy(model).double()
     optimizer = torch.optim.AdamW(model.parameters(), **options)
     average = EMAModel(model.parameters(), decay=0.8)
     numbers = {"loss": [], "grad_norm": [], "learning_rate": [], "ema_decay": []}
     for step in range(steps):
-        batch = batches[step % len(batches)]
-        rate = 0.005 * min(1, (step + 1) / 4)
+        batch = {k: v.double() for k, v in batches[step % len(batches)].items()}
+        rate = 0.002 * min(1, (step + 1) / 4)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = torch.nn.functional.mse_loss(predict(model, batch), batch["target"])
@@ -264,25 +265,41 @@ def train(batches, steps=10, **options):
     weights = dict(zip(keys, model.parameters())), dict(zip(keys, average.shadow_params))
     return {
         **{k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()},
-        **{f"{group}.{k}": w[k] for group, w in zip(("weight", "ema"), weights) for k in KEPT},
+        **{f"{group}.{k}": w[k].float() for group, w in zip(("weight", "ema"), weights) for k in KEPT},
     }
 
 
 def record_training():
     torch.manual_seed(9)
+    levels = dict(
+        block_out_channels=[4, 8],
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        transformer_layers_per_block=1,
+        attention_head_dim=[1, 2],
+        layers_per_block=1,
+    )
+    model = perturbed(UNet2DConditionModel(**{**UNET, **levels}))
     batches = [noise_batch() for _ in range(3)]
     runs = {
-        "default": train(batches, weight_decay=0.01),
-        "lightning": train(batches, betas=(0.0, 0.99), weight_decay=0.1),
+        "default": train(model, batches, weight_decay=0.01),
+        "lightning": train(model, batches, betas=(0.0, 0.99), eps=1e-4, weight_decay=0.1),
     }
-    flat = {f"batch.{i}.{k}": v for i, batch in enumerate(batches) for k, v in batch.items()}
+    flat = {f"start.{k}": v for k, v in model.named_parameters()}
+    flat |= {f"batch.{i}.{k}": v for i, batch in enumerate(batches) for k, v in batch.items()}
     flat |= {f"{run}.{k}": v for run, tensors in runs.items() for k, v in tensors.items()}
-    save_file(contiguous(flat), GOLDENS / "training.safetensors")
+    save("training", model, flat)
     for run, tensors in runs.items():
-        print(run, tensors["loss"].tolist(), tensors["grad_norm"].tolist())
+        print(run, [f"{x:.3f}" for x in tensors["loss"]], [f"{x:.2f}" for x in tensors["grad_norm"]])
 
 
-PARTS = {"clip": record_clip, "unet": record_unet, "vae": record_vae, "tiny": record_tiny, "training": record_training}
+PARTS = {
+    "clip": record_clip,
+    "unet": record_unet,
+    "vae": record_vae,
+    "tiny": record_tiny,
+    "training": record_training,
+}
 
 if __name__ == "__main__":
     GOLDENS.mkdir(exist_ok=True)

@@ -1,0 +1,142 @@
+"""Records a tiny random model folder and what diffusers' StableDiffusionXLPipeline makes of it.
+
+    python record_pipeline.py
+
+Writes tiny-sdxl (the folder), pipeline.json (the calls, in our names) and pipeline.safetensors: latents.<call>
+[B,4,h,w] and pictures.<call> uint8 [B,H,W,3].
+"""
+
+import json
+from collections import Counter
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from record_models import GOLDENS, UNET, perturbed, save, text_config
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+CORPUS = "a red lighthouse at dusk, a blue bird on a green tree; the fish swims under the boat's light"
+CALLS = {  # no "!", which diffusers reads as padding where it is the padding token
+    "guided": {"prompt": "A red lighthouse, at dusk.", "guidance": 5, "seed": 3},
+    "plain": {"prompt": "the bird's tree 42", "guidance": 1, "seed": 2**33 + 5, "spacing": "trailing"},
+    "negative": {
+        "prompt": "a fish under the boat",
+        "negativePrompt": "blue light",
+        "guidance": 5,
+        "seed": 11,
+        "batch": 2,
+        "width": 48,
+        "height": 64,
+    },
+    "ddim": {"prompt": "café light " * 12, "guidance": 3, "seed": 4, "sampler": "ddim"},
+}
+
+
+def tiny_tokenizers(folder):
+    """Two CLIP tokenizers with a few merges; the second pads with "!" as that of OpenCLIP."""
+    letters = list(bytes_to_unicode().values())
+    words = [[*word[:-1], word[-1] + "</w>"] for word in CORPUS.replace(",", "").replace(";", "").split()]
+    merges = []
+    for _ in range(24):
+        pairs = Counter(pair for word in words for pair in zip(word, word[1:]))
+        best = max(sorted(pairs), key=pairs.get)
+        merges.append(best)
+        for word in words:
+            for i in range(len(word) - 1, 0, -1):
+                if tuple(word[i - 1 : i + 1]) == best:
+                    word[i - 1 : i + 1] = ["".join(best)]
+    tokens = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "vocab.json", folder / "merges.txt"]
+    files[0].write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    files[1].write_text("\n".join(["#version: 0.2", *(" ".join(m) for m in merges)]) + "\n")
+    tokenizers = [
+        CLIPTokenizer(*map(str, files), pad_token=pad, model_max_length=16) for pad in ("<|endoftext|>", "!")
+    ]
+    for file in files:
+        file.unlink()
+    return tokenizers
+
+
+def tiny_pipeline(folder):
+    tokenizers = tiny_tokenizers(folder)
+    torch.manual_seed(10)
+    text = dict(vocab_size=len(tokenizers[0]), max_position_embeddings=16, num_hidden_layers=2, eos_token_id=2)
+    levels = dict(down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3)
+    unet = {**UNET, "sample_size": 16, "layers_per_block": 1, "cross_attention_dim": 16 + 20}
+    return StableDiffusionXLPipeline(
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        text_encoder=perturbed(CLIPTextModel(text_config(**text, num_attention_heads=2)), gain=3),
+        text_encoder_2=perturbed(
+            CLIPTextModelWithProjection(
+                text_config(**text, hidden_size=20, num_attention_heads=4, hidden_act="gelu")
+            ),
+            gain=3,
+        ),
+        unet=perturbed(UNet2DConditionModel(**unet), gain=1.5),
+        vae=perturbed(
+            AutoencoderKL(
+                **levels,
+                block_out_channels=[4, 4, 8],
+                norm_num_groups=2,
+                sample_size=64,
+                scaling_factor=0.13025,
+            ),
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        add_watermarker=False,
+    )
+
+
+def generate(pipeline, call):
+    """Latents [B,4,h,w] and pictures [B,H,W,3]."""
+    kind = DDIMScheduler if call.get("sampler") == "ddim" else EulerDiscreteScheduler
+    changes = {"timestep_spacing": call["spacing"]} if "spacing" in call else {}
+    if kind is DDIMScheduler:
+        changes["clip_sample"] = False
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **changes)
+    batch = call.get("batch", 1)
+    latents = pipeline(
+        prompt=call["prompt"],
+        negative_prompt=call.get("negativePrompt"),
+        guidance_scale=call["guidance"],
+        num_inference_steps=4,
+        num_images_per_prompt=batch,
+        width=call.get("width", 64),
+        height=call.get("height", 64),
+        generator=[torch.Generator().manual_seed(call["seed"] + i) for i in range(batch)],
+        output_type="latent",
+    ).images
+    with torch.no_grad():
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    pictures = pipeline.image_processor.postprocess(decoded, output_type="np")
+    return latents, torch.from_numpy((pictures * 255).round()).to(torch.uint8)
+
+
+if __name__ == "__main__":
+    folder = GOLDENS / "tiny-sdxl"
+    tiny_pipeline(folder).save_pretrained(folder)
+    tensors = {}
+    for name, call in CALLS.items():
+        latents, pictures = generate(StableDiffusionXLPipeline.from_pretrained(folder), call)
+        tensors |= {f"latents.{name}": latents, f"pictures.{name}": pictures}
+        deviation = pictures.float().std().item()
+        print(name, tuple(pictures.shape), f"latents up to {latents.abs().max():.2f}, pictures vary {deviation:.0f}")
+    save("pipeline", None, tensors)
+    (GOLDENS / "pipeline.json").write_text(json.dumps(CALLS, indent=2) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
