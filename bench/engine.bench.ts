@@ -6,16 +6,16 @@
 
 import { join } from "node:path";
 import process from "node:process";
-import { bundledModel } from "../src/index.node.ts";
 import { flopsOf, graph, input } from "../src/graph/index.ts";
+import { bundledModel } from "../src/index.node.ts";
 import { unet, unetConfig } from "../src/models/index.ts";
 import { rootScope } from "../src/nn/index.ts";
 import { readJson } from "../src/pipelines/index.ts";
 import { compile } from "../src/runtime/index.ts";
 import { floats, Generator, type HostTensor } from "../src/tensor/index.ts";
 import { adamw } from "../src/train/index.ts";
-import { ParallelTrainer } from "../src/train/parallel.ts";
 import { initialValues } from "../src/train/optimizer.ts";
+import { ParallelTrainer } from "../src/train/parallel.ts";
 import { unetLoss } from "../src/train/unet.ts";
 
 const BATCH = 32;
@@ -58,7 +58,13 @@ const forwardFlops = flopsOf(forwardGraph);
 
 // training step: one single-threaded replica for each core
 const replicas = 2;
-const { loss } = unetLoss(config, { batch: BATCH / replicas, side: SIDE, tokens: TOKENS, pooled });
+const { loss } = unetLoss(config, {
+  batch: BATCH / replicas,
+  height: SIDE,
+  width: SIDE,
+  tokens: TOKENS,
+  pooled,
+});
 const optimizer = adamw();
 await using trainer = await ParallelTrainer.create({ loss, optimizer, replicas });
 const start: Record<string, HostTensor> = {};
@@ -73,14 +79,17 @@ const scalars = { ...optimizer.scalars(1, 1e-4), emaDecay: 0.999 };
 const tasks = {
   "MatMul 2048³": { flops: 2 * 2048 ** 3, run: () => matmul.run(matrices) as Promise<unknown> },
   "UNet forward": { flops: forwardFlops, run: () => forward.run(forwardFeeds) as Promise<unknown> },
-  "training step": { flops: 3 * forwardFlops, run: () => trainer.step(batches, scalars, 1) as Promise<unknown> },
+  "training step": {
+    flops: 3 * forwardFlops,
+    run: () => trainer.step(batches, scalars, 1) as Promise<unknown>,
+  },
 };
-const seconds: Record<string, number[]> = {};
+const seconds: Record<string, number[]> = Object.fromEntries(Object.keys(tasks).map((name) => [name, []]));
 for (let round = -2; round < ROUNDS; round++)
   for (const [name, { run }] of Object.entries(tasks)) {
     const started = performance.now();
     await run();
-    if (round >= 0) (seconds[name] ??= []).push((performance.now() - started) / 1000);
+    if (round >= 0) seconds[name].push((performance.now() - started) / 1000);
   }
 
 const median = (list: number[]) => [...list].sort((x, y) => x - y)[list.length >> 1];
@@ -88,9 +97,13 @@ const rates = Object.fromEntries(
   Object.entries(tasks).map(([name, { flops }]) => [name, flops / median(seconds[name]) / 1e9]),
 );
 const whole = rates["MatMul 2048³"];
-console.log(`batch ${BATCH}, ${(forwardFlops / BATCH / 1e9).toFixed(3)} GFLOP a picture forward, median of ${ROUNDS}`);
+console.log(
+  `batch ${BATCH}, ${(forwardFlops / BATCH / 1e9).toFixed(3)} GFLOP a picture forward, median of ${ROUNDS}`,
+);
 for (const [name, rate] of Object.entries(rates)) {
   const per = name === "MatMul 2048³" ? "" : `  ${(BATCH / median(seconds[name])).toFixed(1)} pictures/s`;
-  console.log(`${name.padEnd(14)} ${rate.toFixed(0).padStart(5)} GFLOP/s  ${(rate / whole).toFixed(2)} of MatMul${per}`);
+  console.log(
+    `${name.padEnd(14)} ${rate.toFixed(0).padStart(5)} GFLOP/s  ${(rate / whole).toFixed(2)} of MatMul${per}`,
+  );
 }
 await matmul.dispose();

@@ -33,8 +33,13 @@ async function trainRecipe(path: string, { out, steps, replicas, json }: TrainOp
     await import("../platform/node.ts");
     const read = await readRecipe(path);
     const recipe = { ...read, out: out ?? read.out, steps: steps ?? read.steps };
-    const onPrepare = (what: string): void => progress.update(what);
-    for await (const p of train(recipe, { replicas, signal, onPrepare })) {
+    const onPrepare = (what: string, done?: number, total?: number): void =>
+      progress.update(what, done, total);
+    const onSkipped = (skipped: readonly { file: string; reason: string }[]): void => {
+      for (const { file, reason } of skipped) console.error(printable(`skipped ${file}: ${reason}`));
+      if (skipped.length > 0) console.error(`fewstep: ${skipped.length} files of the dataset were skipped`);
+    };
+    for await (const p of train(recipe, { replicas, signal, onPrepare, onSkipped })) {
       const due = p.step % recipe.logEvery === 0 || p.step === p.steps;
       if (json && due) console.log(JSON.stringify(p));
       const speed = `${p.picturesPerSecond.toFixed(0)} pictures/s, ${duration(p.secondsLeft)} left`;
@@ -47,4 +52,9 @@ async function trainRecipe(path: string, { out, steps, replicas, json }: TrainOp
   } finally {
     progress.stop();
   }
+}
+
+/** File names in strangers' archives may carry terminal commands. */
+function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, "�");
 }

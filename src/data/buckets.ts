@@ -8,6 +8,11 @@ export interface Size {
   height: number;
 }
 
+export interface Bucket extends Size {
+  /** Indices of its pictures, in order. */
+  members: readonly number[];
+}
+
 export interface BucketOptions {
   /** Side of the square bucket; no bucket has more pixels. A multiple of `step`. */
   size: number;
@@ -57,18 +62,21 @@ export interface BatchSamplerOptions {
   /** Pictures in a micro-batch. Training graphs are static: every batch is full. */
   batch: number;
   seed: number;
-  /** Micro-batches of a replica in a step. Default 1. */
-  accumulate?: number;
+}
+
+/** Which micro-batch of a step. */
+export interface BatchPlace {
+  step: number;
+  /** From 0, among those of all replicas. */
+  micro: number;
+  micros: number;
 }
 
 export interface BatchSampler {
-  /** Micro-batches of all replicas together in which the pictures are seen once on average. */
+  /** Micro-batches in which the pictures are seen once on average. */
   readonly perEpoch: number;
   /** A micro-batch, known from its place alone, so that a resumed run is the same run. */
-  at(place: { step: number; replica: number; replicas: number; micro: number }): {
-    bucket: number;
-    indices: number[];
-  };
+  at(place: BatchPlace): { bucket: number; indices: number[] };
   /** Every picture of a bucket once, in order; the last batch may be short. */
   batchesOf(bucket: number): number[][];
 }
@@ -78,7 +86,7 @@ export interface BatchSampler {
  * pictures, rounded up or down at random so that it is right on average (systematic resampling), and within it
  * pictures come in random order without repetition, unless the bucket has fewer than its batches hold.
  */
-export function batchSampler({ members, batch, seed, accumulate = 1 }: BatchSamplerOptions): BatchSampler {
+export function batchSampler({ members, batch, seed }: BatchSamplerOptions): BatchSampler {
   const total = members.reduce((n, m) => n + m.length, 0);
   if (total === 0) throw new Error("batches: there are no pictures");
   const perEpoch = Math.max(1, Math.round(total / batch));
@@ -102,10 +110,9 @@ export function batchSampler({ members, batch, seed, accumulate = 1 }: BatchSamp
   };
   return {
     perEpoch,
-    at: ({ step, replica, replicas, micro }) => {
-      if (replica >= replicas || micro >= accumulate)
-        throw new Error(`batches: replica ${replica} of ${replicas}, micro-batch ${micro} of ${accumulate}`);
-      const place = (step * accumulate + micro) * replicas + replica;
+    at: ({ step, micro, micros }) => {
+      if (micro >= micros) throw new Error(`batches: there is no micro-batch ${micro} among ${micros}`);
+      const place = step * micros + micro;
       const epoch = Math.floor(place / perEpoch);
       if (memo.epoch !== epoch) memo = { epoch, batches: epochBatches(epoch) };
       return memo.batches[place % perEpoch];

@@ -1,27 +1,31 @@
-/** @file What training reads: pictures with captions and the sizes that condition SDXL. */
+/** @file What training reads: pictures with captions, in buckets of one size, with what conditions SDXL. */
 
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { writePlanes } from "../platform/index.ts";
+import { type FloatTensor, floats } from "../tensor/index.ts";
 import { loadSafetensors } from "../weights/index.ts";
-import { caption } from "./captions.ts";
+import type { Bucket } from "./buckets.ts";
+import { caption, captionCorpus } from "./captions.ts";
 import type { IconRow } from "./icons.ts";
-
-export interface Sample {
-  /** RGB, row by row. */
-  image: Uint8Array;
-  width: number;
-  height: number;
-  caption: string;
-  /** Size before any resizing, (height, width). */
-  originalSize: readonly [number, number];
-  /** Corner of the crop, (y, x). */
-  cropTopLeft: readonly [number, number];
-}
 
 export interface Dataset {
   readonly length: number;
-  /** The picture at an index; `random` draws its caption. */
-  sample(index: number, random: () => number): Promise<Sample>;
+  /** Those that have pictures. */
+  readonly buckets: readonly Bucket[];
+  /** A caption of a picture; `random` draws one where there are several. */
+  caption(index: number, random: () => number): string;
+  /** Texts to learn a vocabulary from. */
+  corpus(): string[];
+  /** Pictures of one bucket as float32 [B,3,H,W] in [−1,1]. */
+  pixels(indices: readonly number[]): Promise<FloatTensor>;
+  /** SDXL's micro-conditioning: original_size, crop_top_left, target_size, each vertical first. */
+  timeIds(index: number): [number, number, number, number, number, number];
+  /** For messages. */
+  name(index: number): string;
+  /** Changes when the pixels of a picture do. */
+  id(index: number): string;
 }
 
 /** The rendered icons, in memory. */
@@ -47,18 +51,22 @@ export async function loadIcons(folder: string, splits?: readonly IconRow["split
   const kept = all.filter(({ row }) => !splits || splits.includes(row.split));
   const image = (index: number) =>
     (data as Uint8Array).subarray(kept[index].i * bytes, (kept[index].i + 1) * bytes);
+  const rows = kept.map(({ row }) => row);
   return {
-    length: kept.length,
+    length: rows.length,
     size,
-    rows: kept.map(({ row }) => row),
+    rows,
     image,
-    sample: async (index, random) => ({
-      image: image(index),
-      width: size,
-      height: size,
-      caption: caption(kept[index].row, random),
-      originalSize: [size, size],
-      cropTopLeft: [0, 0],
-    }),
+    buckets: [{ width: size, height: size, members: rows.map((_, i) => i) }],
+    caption: (index, random) => caption(rows[index], random),
+    corpus: () => captionCorpus(rows),
+    pixels: async (indices) => {
+      const out = floats([indices.length, 3, size, size]);
+      for (const [b, index] of indices.entries()) writePlanes(image(index), out.data, b * bytes);
+      return out;
+    },
+    timeIds: () => [size, size, 0, 0, size, size],
+    name: (index) => rows[index].id,
+    id: (index) => createHash("sha256").update(image(index)).digest("hex"),
   };
 }

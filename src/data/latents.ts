@@ -6,10 +6,10 @@ import { join } from "node:path";
 import { type FloatTensor, floats, toFloat32 } from "../tensor/index.ts";
 import { SafetensorsFile, saveSafetensors } from "../weights/index.ts";
 import { chunks } from "./buckets.ts";
-import type { Pictures } from "./pictures.ts";
+import type { Dataset } from "./dataset.ts";
 
 export interface LatentCacheOptions {
-  dataset: Pictures;
+  dataset: Dataset;
   /** [B,3,H,W] in [−1,1] → [B,C,h,w]; B is at most `batch`. */
   encode: (pixels: FloatTensor) => Promise<FloatTensor>;
   /** What latents depend on besides the picture: a hash of the autoencoder's weights, its scaling. */
@@ -38,17 +38,14 @@ function sha256(...parts: readonly unknown[]): string {
 }
 
 /**
- * Opens the cache and encodes what is missing. A picture's entry is named by a hash of its file's name, size and
- * time of modification, its crop, its bucket and `key`: what changed is not found, and so encoded anew, and a
+ * Opens the cache and encodes what is missing. A picture's entry is named by a hash of its id and of `key`: what
+ * changed is not found, and so encoded anew, and a
  * dataset that grew keeps the rest. Damaged files are removed. Build it before workers start.
  * @throws when `encode` gives another shape, or values that are not finite.
  */
 export async function latentCache(options: LatentCacheOptions): Promise<LatentCache> {
   const { dataset, encode, key, folder, batch = 4, onProgress } = options;
-  const ids = dataset.pictures.map(({ file, part, bucket, resized, cropTopLeft }) => {
-    const { width, height } = dataset.buckets[bucket];
-    return sha256(file, part.stamp, width, height, resized, cropTopLeft, key);
-  });
+  const ids = Array.from({ length: dataset.length }, (_, i) => sha256(dataset.id(i), key));
   const wanted = new Set(ids);
   const files = new Set<SafetensorsFile>();
   const places = new Map<string, SafetensorsFile>();
@@ -74,9 +71,8 @@ export async function latentCache(options: LatentCacheOptions): Promise<LatentCa
     const n = data.length / indices.length;
     return indices.map((index, b): [string, FloatTensor] => {
       const latent = floats(shape.slice(1), data.slice(b * n, (b + 1) * n));
-      const { file } = dataset.pictures[index];
       if (!latent.data.every(Number.isFinite))
-        throw new Error(`${file}: its latents are not finite; run the encoder in float32`);
+        throw new Error(`${dataset.name(index)}: its latents are not finite; run the encoder in float32`);
       return [ids[index], latent];
     });
   };

@@ -1,7 +1,9 @@
 /** @file A dataset of the user's pictures, in aspect buckets, decoded on demand. */
 
+import { createHash } from "node:crypto";
 import sharp from "sharp";
-import { type FloatTensor, floats } from "../tensor/index.ts";
+import { writePlanes } from "../platform/index.ts";
+import { floats } from "../tensor/index.ts";
 import { readPart } from "./archive.ts";
 import { aspectBuckets, type BucketOptions, chunks, coverCrop, nearestBucket, type Size } from "./buckets.ts";
 import type { Dataset } from "./dataset.ts";
@@ -29,20 +31,9 @@ export interface BucketPicture extends FoundPicture {
   cropTopLeft: readonly [number, number];
 }
 
-export interface Bucket extends Size {
-  /** Indices of its pictures, in order. */
-  members: readonly number[];
-}
-
 export interface Pictures extends Dataset {
   readonly pictures: readonly BucketPicture[];
-  /** Those that have pictures. */
-  readonly buckets: readonly Bucket[];
   readonly report: { used: number; skipped: readonly Skipped[] };
-  /** Pictures of one bucket as float32 [B,3,H,W] in [−1,1]. */
-  pixels(indices: readonly number[]): Promise<FloatTensor>;
-  /** SDXL's micro-conditioning: original_size, crop_top_left, target_size, each vertical first. */
-  timeIds(index: number): [number, number, number, number, number, number];
 }
 
 /** Bytes of one picture's file. */
@@ -130,10 +121,14 @@ export async function loadPictures(options: LoadPicturesOptions): Promise<Pictur
     pictures,
     buckets,
     report: { used: pictures.length, skipped },
-    sample: async (index) => {
-      const { bucket, caption, originalSize, cropTopLeft } = pictures[index];
+    caption: (index) => pictures[index].caption,
+    corpus: () => pictures.map((p) => p.caption),
+    name: (index) => pictures[index].file,
+    id: (index) => {
+      const { file, part, bucket, resized, cropTopLeft } = pictures[index];
       const { width, height } = buckets[bucket];
-      return { image: await rgb(index), width, height, caption, originalSize, cropTopLeft };
+      const what = JSON.stringify([file, part.stamp, width, height, resized, cropTopLeft]);
+      return createHash("sha256").update(what).digest("hex");
     },
     pixels: async (indices) => {
       const bucket = pictures[indices[0]].bucket;
@@ -143,9 +138,7 @@ export async function loadPictures(options: LoadPicturesOptions): Promise<Pictur
       const area = width * height;
       const out = floats([indices.length, 3, height, width]);
       for (const [b, index] of indices.entries()) {
-        const bytes = await rgb(index);
-        for (let i = 0; i < area; i++)
-          for (let c = 0; c < 3; c++) out.data[(3 * b + c) * area + i] = bytes[3 * i + c] / 127.5 - 1;
+        writePlanes(await rgb(index), out.data, 3 * b * area);
       }
       return out;
     },

@@ -89,7 +89,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
       done += some.length;
       options.onProgress?.(done, 2 * count);
     }
-    scores[name] = await score(judge, data, captions, pictures, trainPictures(train));
+    scores[name] = await score(judge, data, captions, pictures, train);
     await options.onPictures?.(
       name,
       pictures.map((p, i) => ({ data: p, label: captions[i] })),
@@ -117,16 +117,12 @@ function spread(data: Icons, count: number): Sets {
   return { rows: indices.map((i) => data.rows[i]), pictures: indices.map((i) => data.image(i)) };
 }
 
-function trainPictures(train: Icons): Uint8Array[] {
-  return Array.from({ length: train.length }, (_, i) => train.image(i));
-}
-
 async function score(
   judge: Judge,
   real: Sets,
   captions: readonly string[],
   pictures: readonly Uint8Array[],
-  train: readonly Uint8Array[],
+  train: Icons,
 ): Promise<SetScores> {
   const texts = await judge.read(captions);
   const choices = captionChoices(captions);
@@ -141,9 +137,11 @@ async function score(
       r_at_5: recallAt(5, images, texts, choices),
     };
   };
-  // A real picture of the training set is its own neighbour.
-  const others = train.filter((p) => !real.pictures.includes(p));
-  const nearest = nearestDistances(pictures, train);
+  const all = train.rows.map((_, i) => train.image(i));
+  // A real picture of the training set would be its own neighbour.
+  const own = new Set(real.rows.map((row) => row.id));
+  const others = all.filter((_, i) => !own.has(train.rows[i].id));
+  const nearest = nearestDistances(pictures, all);
   const [mine, theirs] = [told(made), told(truth)];
   return {
     count: pictures.length,

@@ -47,8 +47,10 @@ function termsOf(d: Dim): ReadonlyMap<string, number> {
   return typeof d === "number" ? new Map([["", d]]) : d.terms;
 }
 
-/** A named symbolic dimension, e.g. `symbol("B")`. */
+/** A named symbolic dimension, e.g. `symbol("B")`. @throws when the name could be taken for an expression. */
 export function symbol(name: string): SymDim {
+  if (!/^[A-Za-z_]\w*$/.test(name))
+    throw new Error(`the name of a dimension is letters, digits and _, got ${JSON.stringify(name)}`);
   atoms.set(name, { symbol: name });
   return make(new Map([[name, 1]])) as SymDim;
 }
@@ -120,7 +122,7 @@ export function evalDim(d: Dim, env: Readonly<Record<string, number>>): number {
     sum += split(m).reduce((product, name) => {
       const atom = atoms.get(name)!;
       if ("floor" in atom) return product * Math.floor(evalDim(atom.floor, env) / atom.by);
-      if (!(name in env)) throw new Error(`dimension ${d}: no value for symbol ${name}`);
+      if (!Object.hasOwn(env, name)) throw new Error(`dimension ${d}: no value for symbol ${name}`);
       return product * env[name];
     }, k);
   return sum;

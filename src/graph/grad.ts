@@ -71,9 +71,14 @@ const stopGradientOp: OpDef = {
  */
 export function checkpoint(body: (...inputs: Value[]) => Value, ...inputs: Value[]): Value {
   const y = body(...inputs);
-  const boundary = new Set(inputs);
-  const captured = topological([y]).filter((v) => isParameter(v) && !boundary.has(v));
-  return apply(checkpointOp, [y, ...inputs, ...captured], { activations: inputs.length });
+  const boundary = [...new Set(inputs)];
+  const captured = topological(substitute([y], holesFor(boundary))).filter(isParameter);
+  return apply(checkpointOp, [y, ...boundary, ...captured], { activations: boundary.length });
+}
+
+/** Placeholders, so that what is derived on them ends at the boundary. */
+function holesFor(boundary: readonly Value[]): Map<Value, Value> {
+  return new Map(boundary.map((x, i) => [x, input(`hole ${i}`, x.dtype, x.shape)]));
 }
 
 const checkpointOp: OpDef = {
@@ -82,12 +87,11 @@ const checkpointOp: OpDef = {
   grad: (dy, node) => {
     const [y, ...leaves] = node.inputs;
     const activations = leaves.slice(0, node.attrs.activations as number);
-    // The rule is derived on placeholders, so that it ends at the boundary, and then moved onto fresh copies.
-    const holes = new Map([...activations, dy].map((x, i) => [x, input(`hole ${i}`, x.dtype, x.shape)]));
+    const holes = holesFor([...activations, dy]);
     const [body] = substitute([y], holes);
     const wrt = leaves.map((x) => holes.get(x) ?? x);
     const grads = vjp([body], [holes.get(dy)!], wrt);
-    // The zero that depends on dy keeps the runtime from merging the copy with the original or running it early.
+    // The rule moves onto fresh copies: the zero that depends on dy keeps the runtime from merging the copy with the original or running it early.
     const late = dy.reshape([-1]).slice(0, 0, 1).mul(0);
     const fresh = (x: Value) =>
       x === dy || x.dtype !== dy.dtype ? x : x.add(late.reshape(x.shape.map(() => 1)));

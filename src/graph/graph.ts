@@ -98,9 +98,13 @@ export function verify(g: Graph): Graph {
   return g;
 }
 
-/** Multiplications and additions of the products in a graph of static shapes. */
+/** Multiplications and additions of the products in a graph. @throws when one has a symbolic shape. */
 export function flopsOf(g: Graph): number {
-  return topological(Object.values(g.outputs)).reduce((sum, v) => sum + (v.op.flops?.(v) ?? 0), 0);
+  return topological(Object.values(g.outputs)).reduce((sum, v) => {
+    const flops = v.op.flops?.(v) ?? 0;
+    if (Number.isNaN(flops)) throw new Error(`flopsOf: ${v.op.name} ${typeText(v)} has no static shape`);
+    return sum + flops;
+  }, 0);
 }
 
 /** `float32[B,4,H,W]` */

@@ -95,10 +95,9 @@ export interface ValueMethods {
 
 let nextId = 0;
 
-// biome-ignore lint/suspicious/noUnsafeDeclarationMerging: `ops` installs the methods; `graph` may not import them.
 export interface Value extends ValueMethods {}
 
-// biome-ignore lint/suspicious/noUnsafeDeclarationMerging: see above.
+// biome-ignore lint/suspicious/noUnsafeDeclarationMerging: `ops` installs the methods; `graph` may not import them.
 export class Value {
   readonly id: number = nextId++;
   readonly op: OpDef;

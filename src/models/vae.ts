@@ -14,6 +14,8 @@ const schema = z.object({
   out_channels: z.int().positive().default(3),
   latent_channels: z.int().positive().default(4),
   block_out_channels: z.array(z.int().positive()).min(1).default([128, 256, 512, 512]),
+  down_block_types: z.array(z.literal("DownEncoderBlock2D")).optional(),
+  up_block_types: z.array(z.literal("UpDecoderBlock2D")).optional(),
   layers_per_block: z.int().positive().default(2),
   norm_num_groups: z.int().positive().default(32),
   act_fn: z.enum(["silu", "swish"]).default("silu"),
@@ -30,8 +32,14 @@ const schema = z.object({
 
 export type VaeConfig = z.infer<typeof schema>;
 
+/** Block types that the file leaves out are filled in: diffusers takes their number for that of the levels. */
 export function vaeConfig(json: unknown): VaeConfig {
-  return parseConfig("AutoencoderKL", schema, json);
+  const config = parseConfig("AutoencoderKL", schema, json);
+  return {
+    ...config,
+    down_block_types: config.block_out_channels.map(() => "DownEncoderBlock2D"),
+    up_block_types: config.block_out_channels.map(() => "UpDecoderBlock2D"),
+  };
 }
 
 /** Pixels per latent position along one side. */

@@ -46,8 +46,18 @@ const OPSET = 21;
 export function emitOnnx(g: Graph, { weights = new Map() }: EmitOptions = {}): Uint8Array {
   const names = new Map<Value, string[]>();
   const writer = new Emitter(names);
-  for (const v of topological(Object.values(g.outputs))) names.set(v, lower(v, writer, names, weights));
-  for (const [name, v] of Object.entries(g.outputs)) writer.output(name, names.get(v)![0]);
+  // Inputs first: a shape may be read off one that its value does not depend on.
+  const order = topological(Object.values(g.outputs));
+  for (const v of [...order.filter(isInput), ...order.filter((v) => !isInput(v))])
+    names.set(v, lower(v, writer, names, weights));
+  const leaf = new Map(order.filter((v) => isInput(v) || isParameter(v)).map((v) => [nameOf(v), v.op.name]));
+  for (const [name, v] of Object.entries(g.outputs)) {
+    if (leaf.has(name))
+      throw new Error(
+        `output ${name} is called like the ${leaf.get(name)!.toLowerCase()} ${name}; rename one`,
+      );
+    writer.output(name, names.get(v)![0]);
+  }
   const body = writer.finish();
   for (const [name, v] of Object.entries(g.outputs)) body.message(12, valueInfo(name, v.dtype, v.shape));
   const model = new ProtoWriter().int(1, 10).string(2, "fewstep").message(7, body);
@@ -90,6 +100,7 @@ interface OnnxNode {
   attrs: Readonly<Record<string, OnnxAttr>>;
 }
 
+/** Names that it makes up start with %, so that they differ from those of inputs and parameters. */
 class Emitter implements Emit {
   private readonly body = new ProtoWriter().string(2, "fewstep");
   private readonly nodes: OnnxNode[] = [];
@@ -118,14 +129,14 @@ class Emitter implements Emit {
     attrs: Readonly<Record<string, OnnxAttr>> = {},
     { outputs = 1, domain = "" }: { outputs?: number; domain?: string } = {},
   ): string[] {
-    const results = Array.from({ length: outputs }, () => `v${this.count++}`);
+    const results = Array.from({ length: outputs }, () => `%v${this.count++}`);
     this.nodes.push({ label: this.label, type, domain, inputs, outputs: results, attrs });
     return results;
   }
 
   /** Gives a result its public name; a copy is added only where the tensor already has one. */
   output(name: string, from: string): void {
-    const produced = /^v\d+$/.test(from) && !this.renamed.has(from);
+    const produced = /^%v\d+$/.test(from) && !this.renamed.has(from);
     if (produced) this.renamed.set(from, name);
     else {
       const [copy] = this.node("Identity", [from]);
@@ -155,7 +166,7 @@ class Emitter implements Emit {
       : "";
     const known = small && this.constants.get(key);
     if (known) return known;
-    const name = `c${this.count++}`;
+    const name = `%c${this.count++}`;
     if (small) this.constants.set(key, name);
     return this.initializer(name, value);
   }

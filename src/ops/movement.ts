@@ -175,7 +175,7 @@ const scatterAddOp: OpDef = {
   },
 };
 
-/** Nearest-neighbour upsampling by a whole factor. */
+/** Nearest-neighbour upsampling. */
 const upsampleOp: OpDef = {
   name: "Resize",
   infer: ([x], attrs) => ({
@@ -185,9 +185,12 @@ const upsampleOp: OpDef = {
   grad: (dy, { inputs: [x] }) => {
     const [b, c, h, w] = x.shape as number[];
     const [, , H, W] = dy.shape as number[];
-    if (H % h || W % w)
+    const [m, n] = [Math.ceil(H / h), Math.ceil(W / w)];
+    // Sizes one short of double repeat as the doubled ones do, less the last: floor(i·h/(2h − 1)) = floor(i/2).
+    if ((m * h !== H && 2 * h - 1 !== H) || (n * w !== W && 2 * w - 1 !== W))
       throw new Error(`Resize: the gradient needs whole factors, got ${h}×${w} → ${H}×${W}`);
-    return [dy.reshape([b, c, h, H / h, w, W / w]).sum([3, 5])];
+    const whole = dy.pad(2, 0, m * h - H).pad(3, 0, n * w - W);
+    return [whole.reshape([b, c, h, m, w, n]).sum([3, 5])];
   },
   onnx: (emit, [x], y) =>
     emit.node("Resize", [x, "", "", emit.shape(y.shape)], {

@@ -1,4 +1,5 @@
 export { readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
 export {
   copyComponent,
   copyTokenizer,

@@ -38,6 +38,7 @@ import {
 import { type FloatTensor, floats } from "../tensor/index.ts";
 import type { ClipTokenizer } from "../tokenizers/index.ts";
 import { readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+import { denormalizeLatents } from "./latents.ts";
 
 export interface LoadOptions {
   /** Default "cpu". */
@@ -240,13 +241,8 @@ export class SDXL implements AsyncDisposable {
   /** Pictures of latents [B,4,h,w]. */
   async decode(latents: FloatTensor): Promise<Picture[]> {
     const started = performance.now();
-    const { latents_mean: mean, latents_std: std, scaling_factor, shift_factor } = this.parts.vae;
-    const [B, C, h, w] = latents.shape;
-    const raw = latents.data.map((v, i) => {
-      const c = Math.floor(i / (h * w)) % C;
-      return mean && std ? (v * std[c]) / scaling_factor + mean[c] : v / scaling_factor + (shift_factor ?? 0);
-    });
-    const out = await this.vaeProgram.run({ latents: floats(latents.shape, raw) });
+    const out = await this.vaeProgram.run({ latents: denormalizeLatents(this.parts.vae, latents) });
+    const [B] = latents.shape;
     const [, , height, width] = out.pictures.shape;
     const planes = out.pictures.data as Float32Array;
     const n = 3 * height * width;

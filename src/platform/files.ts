@@ -1,8 +1,8 @@
 /** @file Files appear whole or not at all. */
 
-import { rmSync } from "node:fs";
+import { readdirSync, rmSync } from "node:fs";
 import { mkdir, open, rename } from "node:fs/promises";
-import { dirname } from "node:path";
+import { basename, dirname, join } from "node:path";
 import process from "node:process";
 
 /** Temporary files being written. */
@@ -34,6 +34,22 @@ export async function atomicWrite(path: string, ...parts: readonly (Uint8Array |
     throw error;
   } finally {
     unfinished.delete(temporary);
+  }
+}
+
+/** Removes temporary files that processes left beside `path` when they were killed. */
+export function removeAbandoned(path: string): void {
+  for (const name of readdirSync(dirname(path))) {
+    const [, stem, pid] = /^(.+)\.(\d+)-\d+\.tmp$/.exec(name) ?? [];
+    if (stem === basename(path) && !isAlive(Number(pid))) rmSync(join(dirname(path), name), { force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM"; // another user's
   }
 }
 

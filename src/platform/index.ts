@@ -1,4 +1,4 @@
-export { atomicWrite, removeUnfinished } from "./files.ts";
+export { atomicWrite, removeAbandoned, removeUnfinished } from "./files.ts";
 export { encodePng, type Picture, readPlanes, writePlanes } from "./image.ts";
 export { formatParameters, type GenerationParameters, parseParameters } from "./parameters.ts";
 export { bindPlatform, type Platform, platform } from "./platform.ts";

@@ -2,7 +2,9 @@
 
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
+import type { BatchPlace } from "../data/index.ts";
 import { parametersOf } from "../graph/index.ts";
+import { removeAbandoned } from "../platform/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
 import { Generator } from "../tensor/index.ts";
 import { loadSafetensors, saveSafetensors } from "../weights/index.ts";
@@ -11,16 +13,11 @@ import { initialValues, type LearningRate, learningRateAt, type Optimizer } from
 import { type ParallelOptions, ParallelTrainer } from "./parallel.ts";
 
 /** What is trained: a loss and where its batches come from. */
-export interface Job extends Pick<ParallelOptions, "loss" | "metrics" | "frozen"> {
+export interface Job extends Pick<ParallelOptions, "loss" | "metrics" | "variants" | "frozen"> {
   /** Samples in one micro-batch of one replica. */
   batch: number;
   /** Inputs of one micro-batch. Must depend on nothing but its arguments, so that a resumed run is the same run. */
-  feeds(at: {
-    step: number;
-    replica: number;
-    replicas: number;
-    micro: number;
-  }): Promise<Record<string, HostTensor>>;
+  feeds(at: BatchPlace): Promise<Record<string, HostTensor>>;
   /** Weights to start from, by key; the others are initialised. */
   start?: Readonly<Record<string, HostTensor>>;
   /** Called with the averaged weights when samples are due. */
@@ -75,6 +72,7 @@ export async function* fit(
   mkdirSync(out, { recursive: true });
   await using trainer = await ParallelTrainer.create({ ...job, ...options });
   const file = join(out, "checkpoint.safetensors");
+  removeAbandoned(file);
   let step = 0;
   if (existsSync(file)) {
     const { tensors, metadata } = await loadSafetensors(file);
@@ -92,18 +90,25 @@ export async function* fit(
       Array.from({ length: trainer.replicas }, (_, replica) =>
         Promise.all(
           Array.from({ length: accumulate }, (_, micro) =>
-            job.feeds({ step: t, replica, replicas: trainer.replicas, micro }),
+            job.feeds({
+              step: t,
+              micro: replica + micro * trainer.replicas,
+              micros: trainer.replicas * accumulate,
+            }),
           ),
         ),
       ),
     );
+  let saved = step;
+  let savedAt = Date.now();
   const save = async () => {
     const metadata = { step: String(step), fingerprint: options.fingerprint };
     await saveSafetensors(file, await trainer.save(), metadata);
+    saved = step;
+    savedAt = Date.now();
   };
 
-  let saved = Date.now();
-  let upcoming = fetchBatches(step);
+  let upcoming = step < steps ? fetchBatches(step) : Promise.resolve([]);
   const perStep = job.batch * trainer.replicas * accumulate;
   let seconds = 0; // moving average of a step
   while (step < steps) {
@@ -138,13 +143,11 @@ export async function* fit(
     step++;
     const sampleDue = options.sampleEvery > 0 && (step % options.sampleEvery === 0 || step === steps);
     if (
-      Date.now() - saved > options.checkpointMinutes * 60_000 ||
+      Date.now() - savedAt > options.checkpointMinutes * 60_000 ||
       step === steps ||
       options.signal?.aborted
-    ) {
+    )
       await save();
-      saved = Date.now();
-    }
     if (sampleDue && job.preview) await job.preview(averaged(await trainer.save()), step);
     yield {
       step,
@@ -156,7 +159,10 @@ export async function* fit(
       picturesPerSecond: perStep / seconds,
       secondsLeft: seconds * (steps - step),
     };
-    if (options.signal?.aborted) break;
+    if (options.signal?.aborted) {
+      if (saved < step) await save(); // the signal came after the checkpoint was due
+      break;
+    }
   }
   return averaged(await trainer.save());
 }

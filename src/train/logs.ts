@@ -1,6 +1,6 @@
 /** @file Training logs: JSON lines, and TensorBoard event files. */
 
-import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ProtoWriter } from "../onnx/index.ts";
 
@@ -20,12 +20,14 @@ export class Logs {
       const kept = readFileSync(this.jsonl, "utf8")
         .split("\n")
         .filter((line) => line !== "" && isBefore(line, from));
-      writeFileSync(this.jsonl, kept.map((l) => `${l}\n`).join(""));
+      writeFileSync(`${this.jsonl}.tmp`, kept.map((l) => `${l}\n`).join(""));
+      renameSync(`${this.jsonl}.tmp`, this.jsonl);
     }
-    writeFileSync(
-      this.events,
-      record(new ProtoWriter().double(1, Date.now() / 1000).string(3, "brain.Event:2")),
-    );
+    const now = Date.now() / 1000;
+    const version = new ProtoWriter().double(1, now).string(3, "brain.Event:2");
+    // A session that starts: TensorBoard drops what earlier files have of this step and later ones.
+    const start = new ProtoWriter().double(1, now).int(2, from).message(7, new ProtoWriter().int(1, 1));
+    writeFileSync(this.events, Buffer.concat([record(version), record(start)]));
   }
 
   write(row: LogRow): void {

@@ -46,18 +46,20 @@ export function adamw({
   weightDecay = 0.01,
 }: AdamWOptions = {}): Optimizer {
   return {
-    state: ["exp_avg", "exp_avg_sq"],
+    state: b1 === 0 ? ["exp_avg_sq"] : ["exp_avg", "exp_avg_sq"], // without β₁ the first moment is the gradient
     scalars: (t, learningRate) => ({
       stepSize: learningRate / (1 - b1 ** t),
       secondCorrection: Math.sqrt(1 - b2 ** t),
       decay: 1 - learningRate * weightDecay,
     }),
-    update: (p, g, [m, v], s) => {
+    update: (p, g, state, s) => {
       const clipped = g.mul(s.clip);
-      const m1 = b1 === 0 ? clipped : m.mul(b1).add(clipped.mul(1 - b1));
+      const v = state[state.length - 1];
+      const m1 = b1 === 0 ? clipped : state[0].mul(b1).add(clipped.mul(1 - b1));
       const v1 = v.mul(b2).add(clipped.mul(clipped).mul(1 - b2));
       const denominator = v1.sqrt().div(s.secondCorrection).add(eps);
-      return [p.mul(s.decay).sub(m1.div(denominator).mul(s.stepSize)), [m1, v1]];
+      const next = p.mul(s.decay).sub(m1.div(denominator).mul(s.stepSize));
+      return [next, b1 === 0 ? [v1] : [m1, v1]];
     },
   };
 }

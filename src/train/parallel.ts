@@ -6,7 +6,7 @@
 
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
-import { grad, graph, input, parametersOf, symbol, type Value } from "../graph/index.ts";
+import { grad, graph, input, inputsOf, nameOf, parametersOf, symbol, type Value } from "../graph/index.ts";
 import { type ExternalTensor, emitOnnx } from "../onnx/index.ts";
 import { floats, type HostTensor, sizeOf } from "../tensor/index.ts";
 import { type Optimizer, type StepScalars, scalarInputs } from "./optimizer.ts";
@@ -33,7 +33,8 @@ export interface ReplicaSetup {
   chunks: Chunk[];
   metrics: string[];
   stateNames: string[];
-  backward: Uint8Array;
+  /** Models of the losses by the signature of their inputs. */
+  backward: Record<string, Uint8Array>;
   update: Uint8Array;
   parameters: SharedArrayBuffer;
   gradients: SharedArrayBuffer[];
@@ -54,11 +55,19 @@ export interface StepReply {
   norm: number;
 }
 
+/** A loss of one micro-batch, a scalar, with further scalars to report. */
+export interface Loss {
+  loss: Value;
+  metrics?: Record<string, Value>;
+}
+
 export interface ParallelOptions {
   /** Loss of one micro-batch, a scalar. */
   loss: Value;
   /** Further scalars to report. */
   metrics?: Record<string, Value>;
+  /** The same loss for inputs of other shapes; a micro-batch runs where its shapes fit. */
+  variants?: readonly Loss[];
   optimizer: Optimizer;
   /** Default: one per core. */
   replicas?: number;
@@ -88,20 +97,35 @@ export class ParallelTrainer implements AsyncDisposable {
   static async create({
     loss,
     metrics = {},
+    variants = [],
     optimizer,
     replicas,
     frozen,
   }: ParallelOptions): Promise<ParallelTrainer> {
     const trained = parametersOf([loss]).filter((p) => !frozen?.has(p.name));
-    const gradients = grad(
-      loss,
-      trained.map((p) => p.value),
-    );
-    const backward = graph({
-      loss,
-      ...metrics,
-      ...Object.fromEntries(trained.map((p, i) => [`grad.${p.name}`, gradients[i]])),
-    });
+    const keys = trained.map((p) => p.name).sort();
+    const backward: Record<string, Uint8Array> = {};
+    for (const one of [{ loss, metrics }, ...variants]) {
+      const parameters = parametersOf([one.loss]).filter((p) => !frozen?.has(p.name));
+      if (
+        parameters
+          .map((p) => p.name)
+          .sort()
+          .join() !== keys.join()
+      )
+        throw new Error("all variants of a loss must have the same parameters");
+      const gradients = grad(
+        one.loss,
+        parameters.map((p) => p.value),
+      );
+      const g = graph({
+        loss: one.loss,
+        ...one.metrics,
+        ...Object.fromEntries(parameters.map((p, i) => [`grad.${p.name}`, gradients[i]])),
+      });
+      const shapes = inputsOf(g).map((v) => [nameOf(v), v.shape as number[]] as const);
+      backward[signature(shapes)] = emitOnnx(g, { weights: frozen });
+    }
     const { layout, chunks, size } = plan(trained);
     const count = replicas ?? availableParallelism();
     const stateNames = [...optimizer.state, "ema"];
@@ -114,7 +138,7 @@ export class ParallelTrainer implements AsyncDisposable {
       chunks,
       metrics: ["loss", ...Object.keys(metrics)],
       stateNames,
-      backward: emitOnnx(backward, { weights: frozen }),
+      backward,
       update: emitOnnx(updateGraph(optimizer)),
       parameters: memory(),
       gradients: Array.from({ length: count }, memory),
@@ -124,7 +148,12 @@ export class ParallelTrainer implements AsyncDisposable {
     };
     const workers = Array.from({ length: count }, (_, rank) => startWorker({ ...setup, rank }));
     const trainer = new ParallelTrainer(workers, setup);
-    await trainer.all(() => undefined);
+    try {
+      await trainer.all(() => undefined);
+    } catch (error) {
+      await trainer.dispose();
+      throw error;
+    }
     return trainer;
   }
 
@@ -215,6 +244,14 @@ export class ParallelTrainer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }
+}
+
+/** What tells the inputs of one variant from those of another. */
+export function signature(inputs: readonly (readonly [name: string, shape: readonly number[]])[]): string {
+  return inputs
+    .map(([name, shape]) => `${name}[${shape}]`)
+    .sort()
+    .join(" ");
 }
 
 /** Lays the parameters out in one flat array, those that decay first, and cuts it into chunks. */

@@ -18,6 +18,18 @@ const icons = z.strictObject({
     .default(["train"]),
 });
 
+/** Pictures with captions: a folder of name.png + name.txt, metadata.jsonl or webdataset shards. */
+const pictures = z.strictObject({
+  kind: z.literal("pictures"),
+  path: z.string(),
+  /** Default: recognised. */
+  convention: z.enum(["pairs", "metadata", "webdataset"]).optional(),
+  /** Side of the square bucket in pixels; no bucket has more pixels. */
+  size: count,
+  /** Longest side over shortest of a bucket; 1 for squares only. */
+  maxAspect: z.number().min(1).default(1),
+});
+
 const optimizer = z.strictObject({
   betas: z.tuple([fraction, fraction]).default([0.9, 0.99]),
   eps: z.number().positive().default(1e-8),
@@ -35,7 +47,7 @@ const learningRate = z.strictObject({
 const common = {
   /** Folder of the run. */
   out: z.string(),
-  data: icons,
+  data: z.discriminatedUnion("kind", [icons, pictures]),
   steps: count,
   /** Pictures in one optimiser step. */
   batch: count.default(32),

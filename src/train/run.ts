@@ -1,12 +1,23 @@
 /** @file From a recipe to a trained model: builds the job, runs it, writes the result in diffusers layout. */
 
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { captionCorpus, contactSheet, type Icons, loadIcons } from "../data/index.ts";
-import { clipTextConfig, vaeConfig } from "../models/index.ts";
+import {
+  contactSheet,
+  type Dataset,
+  latentCache,
+  loadIcons,
+  loadPictures,
+  type Skipped,
+} from "../data/index.ts";
+import { clipTextConfig, type VaeConfig, vaeConfig, vaeScaleFactor } from "../models/index.ts";
 import {
   copyComponent,
   copyTokenizer,
+  latentStatistics,
+  normalizeLatents,
   readJson,
   readTokenizer,
   SDXL,
@@ -19,13 +30,13 @@ import {
 } from "../pipelines/index.ts";
 import { atomicWrite } from "../platform/index.ts";
 import { alphasCumprod, schedulerConfig } from "../samplers/index.ts";
-import type { HostTensor } from "../tensor/index.ts";
+import type { FloatTensor, HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, trainBpe } from "../tokenizers/index.ts";
 import { loadSafetensors } from "../weights/index.ts";
 import { fit, type Job, type Progress } from "./fit.ts";
 import { adamw } from "./optimizer.ts";
 import { fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
-import { clipJob, encodeCaptions, encodeLatents, unetJob, vaeJob } from "./tasks.ts";
+import { clipJob, encodeCaptions, latentEncoder, unetJob, vaeJob } from "./tasks.ts";
 
 type Weights = Record<string, HostTensor>;
 
@@ -39,7 +50,9 @@ export interface TrainOptions {
   /** Saves a checkpoint and stops. */
   signal?: AbortSignal;
   /** Called with what is done before the first step. */
-  onPrepare?: (what: string) => void;
+  onPrepare?: (what: string, done?: number, total?: number) => void;
+  /** Called with the pictures that cannot be used. */
+  onSkipped?: (skipped: readonly Skipped[]) => void;
   /** Processes that compute gradients side by side; default one per core, at most one per micro-batch. */
   replicas?: number;
 }
@@ -51,14 +64,12 @@ export interface TrainOptions {
  * @throws a sentence when data or components are missing, or `out` belongs to another recipe.
  */
 export async function* train(recipe: Recipe, options: TrainOptions = {}): AsyncGenerator<Progress, void> {
-  const { onPrepare = () => {}, signal } = options;
-  onPrepare("reading the dataset");
-  const data = await loadIcons(recipe.data.folder, recipe.data.splits);
-  const { job, finish } = await prepare(recipe, data, onPrepare);
+  const { signal } = options;
+  const { job, finish } = await prepare(recipe, options);
   await saveJson(join(recipe.out, "recipe.json"), recipe);
   const micro = recipe.batch / recipe.microBatch;
   const replicas = divisor(micro, options.replicas ?? availableParallelism());
-  onPrepare("building the training step");
+  options.onPrepare?.("building the training step");
   const weights = yield* fit(job, {
     ...recipe,
     optimizer: adamw(recipe.optimizer),
@@ -77,14 +88,37 @@ function divisor(n: number, most: number): number {
   return d;
 }
 
-function prepare(recipe: Recipe, data: Icons, onPrepare: (what: string) => void): Promise<Task> {
-  if (recipe.task === "vae") return vaeTask(recipe, data);
-  if (recipe.task === "clip") return clipTask(recipe, data, onPrepare);
-  return unetTask(recipe, data, onPrepare);
+/** Opens the dataset: `step` is what the sides of pictures must be multiples of, `square` forbids other shapes. */
+async function openData(
+  { data, task }: Recipe,
+  { step, square }: { step: number; square?: boolean },
+  { onPrepare, onSkipped }: TrainOptions,
+): Promise<Dataset> {
+  onPrepare?.("reading the dataset");
+  if (data.kind === "icons") return loadIcons(data.folder, data.splits);
+  const { path, size, convention, maxAspect } = data;
+  if (square && maxAspect > 1) throw new Error(`data.maxAspect is ${maxAspect}; ${task} needs 1, squares`);
+  const pictures = await loadPictures({
+    path,
+    convention,
+    size,
+    step,
+    maxAspect,
+    onProgress: (done, total) => onPrepare?.("reading the dataset", done, total),
+  });
+  onSkipped?.(pictures.report.skipped);
+  return pictures;
 }
 
-async function vaeTask(recipe: RecipeOf<"vae">, data: Icons): Promise<Task> {
+function prepare(recipe: Recipe, options: TrainOptions): Promise<Task> {
+  if (recipe.task === "vae") return vaeTask(recipe, options);
+  if (recipe.task === "clip") return clipTask(recipe, options);
+  return unetTask(recipe, options);
+}
+
+async function vaeTask(recipe: RecipeOf<"vae">, options: TrainOptions): Promise<Task> {
   const { config, microBatch: batch, out, seed } = recipe;
+  const data = await openData(recipe, { step: vaeScaleFactor(config) }, options);
   const start = recipe.start ? (await loadSafetensors(weightsFile(recipe.start))).tensors : undefined;
   const isEncoder = (key: string) => key.startsWith("encoder.") || key.startsWith("quant_conv.");
   const frozen = recipe.freezeEncoder
@@ -95,27 +129,32 @@ async function vaeTask(recipe: RecipeOf<"vae">, data: Icons): Promise<Task> {
     job: { ...job, start },
     finish: async (weights) => {
       const all = { ...weights, ...Object.fromEntries(frozen ?? []) };
-      const kept = recipe.freezeEncoder
-        ? vaeConfig(await readJson(join(recipe.start!, "config.json")))
-        : undefined;
-      const stats = kept ?? (await encodeLatents(config, new Map(Object.entries(all)), data));
-      const [latents_mean, latents_std] =
-        "mean" in stats ? [stats.mean, stats.std] : [stats.latents_mean, stats.latents_std];
       // Latents are normalised per channel, so there is nothing left to scale.
-      const full = { ...config, scaling_factor: 1, latents_mean, latents_std };
-      await saveComponent(join(out, "vae"), "AutoencoderKL", full, all, recipe.dtype);
+      const stats = { scaling_factor: 1, ...(await statistics(config, all, data)) };
+      await saveComponent(join(out, "vae"), "AutoencoderKL", { ...config, ...stats }, all, recipe.dtype);
     },
   };
 }
 
-async function clipTask(
-  recipe: RecipeOf<"clip">,
-  data: Icons,
-  onPrepare: (what: string) => void,
-): Promise<Task> {
+/** Mean and deviation of a dataset's latents. */
+async function statistics(
+  config: VaeConfig,
+  weights: Weights,
+  data: Dataset,
+): Promise<ReturnType<typeof latentStatistics>> {
+  await using encoder = await latentEncoder(config, new Map(Object.entries(weights)));
+  const all: FloatTensor[] = [];
+  for (const { members } of data.buckets)
+    for (let start = 0; start < members.length; start += 32)
+      all.push(await encoder.encode(await data.pixels(members.slice(start, start + 32))));
+  return latentStatistics(all);
+}
+
+async function clipTask(recipe: RecipeOf<"clip">, options: TrainOptions): Promise<Task> {
+  const data = await openData(recipe, { step: recipe.image_encoder.patch_size, square: true }, options);
   const { out, maxLength, image_encoder: vision, microBatch: batch, seed, shift } = recipe;
-  onPrepare("learning the vocabulary");
-  const bpe = trainBpe(captionCorpus(data.rows), recipe.vocabulary);
+  options.onPrepare?.("learning the vocabulary");
+  const bpe = trainBpe(data.corpus(), recipe.vocabulary);
   await saveTokenizer(join(out, "tokenizer"), { ...bpe, maxLength });
   await saveTokenizer(join(out, "tokenizer_2"), { ...bpe, maxLength, pad: "!" });
   const tokenizers = {
@@ -157,16 +196,28 @@ function under(weights: Weights, prefix: string): Weights {
   return Object.fromEntries(entries.map(([k, t]) => [k.slice(prefix.length), t]));
 }
 
-async function unetTask(
-  recipe: RecipeOf<"unet">,
-  data: Icons,
-  onPrepare: (what: string) => void,
-): Promise<Task> {
+async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promise<Task> {
+  const { onPrepare = () => {} } = options;
   const { config, out, seed, microBatch: batch, captions, dropPrompt, minSnr } = recipe;
-  const vaeJson = await readJson(join(recipe.vae, "config.json"));
-  const vaeWeights = await loadSafetensors(weightsFile(recipe.vae));
+  const vae = vaeConfig(await readJson(join(recipe.vae, "config.json")));
+  const vaeFile = weightsFile(recipe.vae);
+  const scaleFactor = vaeScaleFactor(vae);
+  const step = scaleFactor * 2 ** (config.block_out_channels.length - 1);
+  const data = await openData(recipe, { step }, options);
   onPrepare("encoding the pictures");
-  const latents = await encodeLatents(vaeConfig(vaeJson), new Map(Object.entries(vaeWeights.tensors)), data);
+  const { tensors } = await loadSafetensors(vaeFile);
+  await using encoder = await latentEncoder(vae, new Map(Object.entries(tensors)));
+  const key = createHash("sha256")
+    .update(await readFile(vaeFile))
+    .digest("hex");
+  const cache = await latentCache({
+    dataset: data,
+    encode: (pixels) => encoder.encode(pixels),
+    key,
+    folder: join(out, "latents"),
+    batch: 16,
+    onProgress: (done, total) => onPrepare("encoding the pictures", done, total),
+  });
   onPrepare("encoding the captions");
   const text = {
     textEncoder: clipTextConfig(await readJson(join(recipe.text, "text_encoder", "config.json"))),
@@ -193,19 +244,20 @@ async function unetTask(
       await copyTokenizer(join(recipe.text, part), join(model, part));
     for (const part of ["text_encoder", "text_encoder_2", "image_encoder"])
       await copyComponent(join(recipe.text, part), join(model, part), recipe.dtype);
-    const stats = { scaling_factor: 1, latents_mean: latents.mean, latents_std: latents.std };
-    await copyComponent(recipe.vae, join(model, "vae"), recipe.dtype, stats);
+    await copyComponent(recipe.vae, join(model, "vae"), recipe.dtype);
     await saveJson(join(model, "scheduler", "scheduler_config.json"), SDXL_SCHEDULER);
     await saveModelIndex(model, recipe.defaults);
   };
   await saveParts();
   const saveUNet = (weights: Weights) =>
     saveComponent(join(model, "unet"), "UNet2DConditionModel", config, weights, recipe.dtype);
+  const latents = async (indices: readonly number[]) => normalizeLatents(vae, await cache.latents(indices));
   const job = unetJob(config, data, latents, bank, {
     batch,
     seed,
     dropPrompt,
     minSnr,
+    scaleFactor,
     alphasCumprod: alphasCumprod(schedulerConfig(SDXL_SCHEDULER)),
     start: recipe.start ? (await loadSafetensors(weightsFile(recipe.start))).tensors : undefined,
     preview: async (weights, step) => {

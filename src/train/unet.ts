@@ -31,15 +31,27 @@ export function encodePrompt(
   return { hidden, pooled: second.textEmbeds };
 }
 
+/** Sizes of a micro-batch. */
+export interface UNetBatch {
+  batch: number;
+  /** Of the latents. */
+  height: number;
+  width: number;
+  /** Of a prompt. */
+  tokens: number;
+  /** Width of the pooled embedding. */
+  pooled: number;
+}
+
 /**
- * Inputs: `sample` (noisy latents) and `target` [B,4,s,s], `timestep` [B], `hidden` [B,T,D] and `pooled` [B,P] from
+ * Inputs: `sample` (noisy latents) and `target` [B,4,h,w], `timestep` [B], `hidden` [B,T,D] and `pooled` [B,P] from
  * `encodePrompt` (zeros drop the prompt, as SDXL's empty one), `time_ids` [B,6], `weight` [B] of each error.
  */
 export function unetLoss(
   config: UNetConfig,
-  { batch, side, tokens, pooled }: { batch: number; side: number; tokens: number; pooled: number },
+  { batch, height, width, tokens, pooled }: UNetBatch,
 ): { loss: Value; metrics: Record<string, Value> } {
-  const shape = [batch, config.in_channels, side, side];
+  const shape = [batch, config.in_channels, height, width];
   const prediction = unet(rootScope(), config, {
     sample: input("sample", "float32", shape),
     timestep: input("timestep", "float32", [batch]),

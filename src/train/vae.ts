@@ -1,7 +1,7 @@
 /** @file The autoencoder's training: reconstruction and a small Kullback–Leibler term (Kingma & Welling 2014). */
 
 import { input, type Value } from "../graph/index.ts";
-import { type VaeConfig, vaeDecode, vaeEncode } from "../models/index.ts";
+import { type VaeConfig, vaeDecode, vaeEncode, vaeScaleFactor } from "../models/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { scalar } from "../ops/index.ts";
 
@@ -15,19 +15,19 @@ export interface VaeLossOptions {
 }
 
 /**
- * Inputs `pictures` [B,3,S,S] in [−1,1] and `noise` [B,4,s,s]; the loss is
+ * Inputs `pictures` [B,3,H,W] in [−1,1] and `noise` [B,4,h,w]; the loss is
  * mse + l1Weight·|Δ| + edgeWeight·mse(∇) + klWeight·½·mean(μ² + σ² − log σ² − 1).
  */
 export function vaeLoss(
   config: VaeConfig,
-  { batch, size }: { batch: number; size: number },
+  { batch, height, width }: { batch: number; height: number; width: number },
   { klWeight, l1Weight, edgeWeight }: VaeLossOptions,
 ): { loss: Value; metrics: Record<string, Value> } {
   const scope = rootScope();
-  const side = size / 2 ** (config.block_out_channels.length - 1);
+  const factor = vaeScaleFactor(config);
   const z = config.latent_channels;
-  const pictures = input("pictures", "float32", [batch, 3, size, size]);
-  const noise = input("noise", "float32", [batch, z, side, side]);
+  const pictures = input("pictures", "float32", [batch, 3, height, width]);
+  const noise = input("noise", "float32", [batch, z, height / factor, width / factor]);
   const moments = vaeEncode(scope, config, pictures);
   const mean = moments.slice(1, 0, z);
   const logVariance = moments
@@ -38,11 +38,11 @@ export function vaeLoss(
   const difference = vaeDecode(scope, config, latents).sub(pictures);
   const mse = difference.pow(2).mean();
   const kl = mean.pow(2).add(logVariance.exp()).sub(logVariance).sub(1).mean().mul(0.5);
-  const edges = [2, 3]
-    .map((axis) =>
+  const edges = [height, width]
+    .map((size, i) =>
       difference
-        .slice(axis, 1, size)
-        .sub(difference.slice(axis, 0, size - 1))
+        .slice(2 + i, 1, size)
+        .sub(difference.slice(2 + i, 0, size - 1))
         .pow(2)
         .mean(),
     )

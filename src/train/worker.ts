@@ -8,7 +8,7 @@ import type { InferenceSession, Tensor } from "onnxruntime-common";
 import "../platform/node.ts";
 import { platform } from "../platform/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
-import type { Chunk, ReplicaSetup, StepReply, StepRequest } from "./parallel.ts";
+import { type Chunk, type ReplicaSetup, type StepReply, type StepRequest, signature } from "./parallel.ts";
 
 const setup = workerData as ReplicaSetup;
 const { rank, replicas, size, chunks } = setup;
@@ -48,9 +48,25 @@ const options: InferenceSession.SessionOptions = {
   interOpNumThreads: 1,
   logSeverityLevel: 3,
 };
-const [backward, update] = await Promise.all(
-  [setup.backward, setup.update].map((bytes) => platform().InferenceSession.create(bytes, options)),
-);
+const create = (model: Uint8Array) => platform().InferenceSession.create(model, options);
+const update = await create(setup.update);
+const backwards = new Map<string, InferenceSession>();
+// A loss of one shape is built at once; where there are many, each when it is first needed.
+const models = Object.entries(setup.backward);
+if (models.length === 1) backwards.set(models[0][0], await create(models[0][1]));
+
+async function backwardOf(feeds: Record<string, HostTensor>): Promise<InferenceSession> {
+  const key = signature(Object.entries(feeds).map(([name, t]) => [name, t.shape]));
+  let session = backwards.get(key);
+  if (!session) {
+    const model = setup.backward[key];
+    if (!model)
+      throw new Error(`no loss takes the inputs ${key}; there are ${Object.keys(setup.backward).join("; ")}`);
+    session = await create(model);
+    backwards.set(key, session);
+  }
+  return session;
+}
 
 const parameterFeeds: Record<string, Tensor> = {};
 const gradientFetches: Record<string, Tensor | null> = Object.fromEntries(
@@ -66,6 +82,7 @@ async function backwardPass(microBatches: StepRequest["batches"]): Promise<Recor
   const sum = microBatches.length > 1 ? new Float32Array(size) : gradient;
   for (const [i, feeds] of microBatches.entries()) {
     const inputs = Object.entries(feeds).map(([k, t]) => [k, toOrt(t.data, t.shape, t.dtype)]);
+    const backward = await backwardOf(feeds);
     const out = await backward.run({ ...parameterFeeds, ...Object.fromEntries(inputs) }, gradientFetches);
     for (const m of setup.metrics) metrics[m] += Number(out[m].data[0]) / microBatches.length;
     if (i === 0 && sum !== gradient) sum.set(gradient);

@@ -50,7 +50,11 @@ export function reshape(x: Array, shape: number[]): Array {
 export function transpose(x: Array, perm: number[]): Array {
   return make(
     perm.map((p) => x.shape[p]),
-    (i) => at(x, perm.map((_, a) => i[perm.indexOf(a)])),
+    (i) =>
+      at(
+        x,
+        perm.map((_, a) => i[perm.indexOf(a)]),
+      ),
   );
 }
 export function slice(x: Array, axis: number, start: number, end: number, step: number): Array {
@@ -67,8 +71,9 @@ export function concat(xs: Array[], axis: number): Array {
   const size = xs.reduce((n, x) => n + x.shape[axis], 0);
   return make(xs[0].shape.with(axis, size), (i) => {
     let k = i[axis];
-    const x = xs.find((y) => (k < y.shape[axis] ? true : ((k -= y.shape[axis]), false)))!;
-    return at(x, i.with(axis, k));
+    let part = 0;
+    while (k >= xs[part].shape[axis]) k -= xs[part++].shape[axis];
+    return at(xs[part], i.with(axis, k));
   });
 }
 export function gather(x: Array, indices: HostTensor): Array {
@@ -83,7 +88,9 @@ export function tokens(x: Array, index: HostTensor): Array {
 }
 export function resize(x: Array, H: number, W: number): Array {
   const [B, C, h, w] = x.shape;
-  return make([B, C, H, W], ([b, c, i, j]) => at(x, [b, c, Math.floor((i * h) / H), Math.floor((j * w) / W)]));
+  return make([B, C, H, W], ([b, c, i, j]) =>
+    at(x, [b, c, Math.floor((i * h) / H), Math.floor((j * w) / W)]),
+  );
 }
 export function reduce(x: Array, axes: number[], keepdims: boolean, f: (values: number[]) => number): Array {
   const kept = x.shape.map((d, a) => (axes.includes(a) ? 1 : d));
@@ -91,15 +98,27 @@ export function reduce(x: Array, axes: number[], keepdims: boolean, f: (values: 
   const out = make(kept, (i) => {
     const start = [...i];
     const values: number[] = [];
-    make(inner, (j) => (values.push(at(x, start.map((s, a) => s + j[a]))), 0));
+    make(inner, (j) => {
+      const index = start.map((s, a) => s + j[a]);
+      return values.push(at(x, index));
+    });
     return f(values);
   });
-  return keepdims ? out : reshape(out, x.shape.filter((_, a) => !axes.includes(a)));
+  return keepdims
+    ? out
+    : reshape(
+        out,
+        x.shape.filter((_, a) => !axes.includes(a)),
+      );
 }
 export function softmax(x: Array): Array {
   const last = x.shape.length - 1;
   const e = map(Math.exp, x);
-  return map((a, b) => a / b, e, reduce(e, [last], true, (v) => v.reduce((p, q) => p + q, 0)));
+  return map(
+    (a, b) => a / b,
+    e,
+    reduce(e, [last], true, (v) => v.reduce((p, q) => p + q, 0)),
+  );
 }
 export function matmul(a: Array, b: Array): Array {
   const [m, k] = a.shape.slice(-2);

@@ -17,7 +17,8 @@ const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 
 function webgpuMissing(): string | undefined {
   if (process.env.VK_ICD_FILENAMES || process.env.FEWSTEP_GPU) return undefined;
-  if (!existsSync(SWIFTSHADER)) return "no GPU: set FEWSTEP_GPU=1 where there is one, or install chromium for SwiftShader";
+  if (!existsSync(SWIFTSHADER))
+    return "no GPU: set FEWSTEP_GPU=1 where there is one, or install chromium for SwiftShader";
   process.env.VK_ICD_FILENAMES = SWIFTSHADER;
   process.env.XDG_RUNTIME_DIR ??= "/tmp";
   return undefined;

@@ -72,14 +72,12 @@ test("a picture covers its bucket and is cropped at the centre", () => {
 describe("batches", () => {
   const range = (from: number, to: number) => Array.from({ length: to - from }, (_, i) => from + i);
   const members = [range(0, 5), range(5, 65), range(65, 95), range(95, 96)];
-  const one = { replica: 0, replicas: 1, micro: 0 };
+  const one = { micro: 0, micros: 1 };
 
   test("are known from their place alone", () => {
-    const options = { members, batch: 4, seed: 7, accumulate: 3 };
+    const options = { members, batch: 4, seed: 7 };
     const [a, b] = [batchSampler(options), batchSampler(options)];
-    const places = range(0, 40).flatMap((step) =>
-      range(0, 2).flatMap((replica) => range(0, 3).map((micro) => ({ step, replica, replicas: 2, micro }))),
-    );
+    const places = range(0, 40).flatMap((step) => range(0, 6).map((micro) => ({ step, micro, micros: 6 })));
     const forwards = places.map((p) => a.at(p));
     const backwards = places.toReversed().map((p) => b.at(p));
     expect(backwards.reverse()).toEqual(forwards);
@@ -121,16 +119,13 @@ describe("batches", () => {
     }
   });
 
-  test("replicas and micro-batches share an epoch", () => {
-    const sampler = batchSampler({ members: [range(0, 16)], batch: 2, seed: 5, accumulate: 2 });
+  test("micro-batches of a step share an epoch", () => {
+    const sampler = batchSampler({ members: [range(0, 16)], batch: 2, seed: 5 });
     const seen = range(0, 2).flatMap((step) =>
-      range(0, 2).flatMap((replica) =>
-        range(0, 2).flatMap((micro) => sampler.at({ step, replica, replicas: 2, micro }).indices),
-      ),
+      range(0, 4).flatMap((micro) => sampler.at({ step, micro, micros: 4 }).indices),
     );
     expect(seen.sort((x, y) => x - y)).toEqual(range(0, 16));
-    expect(() => sampler.at({ step: 0, replica: 2, replicas: 2, micro: 0 })).toThrow("replica 2 of 2");
-    expect(() => sampler.at({ step: 0, replica: 0, replicas: 2, micro: 2 })).toThrow("micro-batch 2 of 2");
+    expect(() => sampler.at({ step: 0, micro: 4, micros: 4 })).toThrow("no micro-batch 4 among 4");
   });
 
   test("of a bucket list every picture once", () => {

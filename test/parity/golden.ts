@@ -51,8 +51,8 @@ export function difference(actual: HostTensor, expected: HostTensor): number {
 }
 
 /**
- * The largest error of several tensors, each relative to the largest value of its reference, or to `floor` where
- * that is larger. `where` names the tensor.
+ * The largest error of several tensors, each relative to the largest value of its reference, or to `floor`
+ * where that is larger. `where` names the tensor.
  */
 export function worst(actual: Tensors, expected: Tensors, floor = 0): { error: number; where: string } {
   let result = { error: 0, where: "" };

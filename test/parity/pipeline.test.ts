@@ -1,4 +1,4 @@
-/** @file A whole model folder against diffusers' StableDiffusionXLPipeline: latents and pictures of four steps. */
+/** @file A model folder against diffusers' StableDiffusionXLPipeline: latents and pictures of four steps. */
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 import "../../src/platform/node.ts";

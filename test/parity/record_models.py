@@ -4,7 +4,8 @@
 
 Every golden is <name>.json (the config as the library writes it) and <name>.safetensors with tensors
 weight.<key>, input.<name>, output.<name>, cotangent.<name> and gradient.<key>: the gradients are those of
-sum over outputs of (output * cotangent). Seeds are fixed; made with torch 2.15, diffusers 0.39, transformers 4.57.
+sum over outputs of (output * cotangent). Seeds are fixed, so a second run writes the same bytes. Made with
+torch 2.15, diffusers 0.39 and transformers 4.57 on one thread.
 """
 
 import copy
@@ -29,8 +30,8 @@ torch.set_num_threads(1)
 
 def perturbed(model, gain=1.0):
     """
-    Moves biases and norms away from their zeros and ones, so that leaving one out shows; `gain` multiplies the
-    other weights, so that attention is less even and every gradient counts.
+    Moves biases and norms away from their zeros and ones, so that leaving one out shows; `gain` multiplies
+    the other weights, so that attention is less even and every gradient counts.
     """
     with torch.no_grad():
         for p in model.parameters():
@@ -175,7 +176,7 @@ def record_unet():
             flip_sin_to_cos=False,
             freq_shift=1,
         ),
-        gain=2,
+        gain=1.5,
     )
     without = ("pooled", "time_ids")
     inputs = {k: v for k, v in unet_inputs(2, 6, 4, 3, 12).items() if k not in without}
@@ -191,9 +192,9 @@ def record_unet():
 
 
 def record_autoencoder(name, model, encode):
-    inputs = {"pictures": torch.rand(2, 3, 16, 8) * 2 - 1, "latents": torch.randn(2, 4, 4, 3)}
-    outputs = {"encoded": encode(model, inputs["pictures"]), "decoded": model.decode(inputs["latents"]).sample}
-    record(name, model, inputs, outputs)
+    pictures, latents = torch.rand(2, 3, 16, 8) * 2 - 1, torch.randn(2, 4, 4, 3)
+    outputs = {"encoded": encode(model, pictures), "decoded": model.decode(latents).sample}
+    record(name, model, {"pictures": pictures, "latents": latents}, outputs)
 
 
 def record_vae():
@@ -203,7 +204,8 @@ def record_vae():
     levels = dict(down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3)
     channels = dict(block_out_channels=[4, 4, 8], norm_num_groups=2, sample_size=16)
     torch.manual_seed(6)
-    record_autoencoder("vae", perturbed(AutoencoderKL(**levels, **channels, layers_per_block=1), gain=2), encode)
+    model = AutoencoderKL(**levels, **channels, layers_per_block=1)
+    record_autoencoder("vae", perturbed(model, gain=2), encode)
     torch.manual_seed(7)
     options = dict(mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False)
     model = AutoencoderKL(**levels, **channels, layers_per_block=1, **options)
@@ -214,7 +216,7 @@ def record_tiny():
     torch.manual_seed(8)
     widths = dict(encoder_block_out_channels=(8,) * 3, decoder_block_out_channels=(8,) * 3)
     model = AutoencoderTiny(**widths, num_encoder_blocks=(1, 2, 1), num_decoder_blocks=(2, 1, 1))
-    record_autoencoder("tiny", perturbed(model, gain=2), lambda model, pictures: model.encode(pictures).latents)
+    record_autoencoder("tiny", perturbed(model, gain=2), lambda model, x: model.encode(x).latents)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -241,8 +243,8 @@ def noise_batch():
 
 def train(model, batches, steps=10, **options):
     """
-    Per-step numbers, and weights and their average after the last step, under AdamW. In double precision: Adam
-    divides rounding by rounding where gradients are small, so two single-precision runs would drift apart.
+    Per-step numbers, and weights and their average after the last step, under AdamW. In double precision:
+    Adam divides rounding by rounding where gradients are small, so two float32 runs would drift apart.
     """
     model = copy.deepcopy(model).double()
     optimizer = torch.optim.AdamW(model.parameters(), **options)

@@ -2,8 +2,8 @@
 
     python record_pipeline.py
 
-Writes tiny-sdxl (the folder), pipeline.json (the calls, in our names) and pipeline.safetensors: latents.<call>
-[B,4,h,w] and pictures.<call> uint8 [B,H,W,3].
+Writes tiny-sdxl (the folder), pipeline.json (the calls, in our names) and pipeline.safetensors:
+latents.<call> [B,4,h,w] and pictures.<call> uint8 [B,H,W,3].
 """
 
 import json
@@ -68,7 +68,9 @@ def tiny_tokenizers(folder):
 def tiny_pipeline(folder):
     tokenizers = tiny_tokenizers(folder)
     torch.manual_seed(10)
-    text = dict(vocab_size=len(tokenizers[0]), max_position_embeddings=16, num_hidden_layers=2, eos_token_id=2)
+    tokens = dict(vocab_size=len(tokenizers[0]), bos_token_id=tokenizers[0].bos_token_id)
+    # The end token 2 is what SDXL's configs say; transformers then takes the largest id.
+    text = dict(**tokens, eos_token_id=2, max_position_embeddings=16, num_hidden_layers=2)
     levels = dict(down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3)
     unet = {**UNET, "sample_size": 16, "layers_per_block": 1, "cross_attention_dim": 16 + 20}
     return StableDiffusionXLPipeline(
@@ -107,7 +109,7 @@ def generate(pipeline, call):
     kind = DDIMScheduler if call.get("sampler") == "ddim" else EulerDiscreteScheduler
     changes = {"timestep_spacing": call["spacing"]} if "spacing" in call else {}
     if kind is DDIMScheduler:
-        changes["clip_sample"] = False
+        changes["clip_sample"] = False  # SDXL's setting, which the config of Euler does not hold
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **changes)
     batch = call.get("batch", 1)
     latents = pipeline(
@@ -134,8 +136,8 @@ if __name__ == "__main__":
     for name, call in CALLS.items():
         latents, pictures = generate(StableDiffusionXLPipeline.from_pretrained(folder), call)
         tensors |= {f"latents.{name}": latents, f"pictures.{name}": pictures}
-        deviation = pictures.float().std().item()
-        print(name, tuple(pictures.shape), f"latents up to {latents.abs().max():.2f}, pictures vary {deviation:.0f}")
+        deviation = pictures.float().std()
+        print(f"{name}: {tuple(pictures.shape)}, latents to {latents.abs().max():.1f}, std {deviation:.0f}")
     save("pipeline", None, tensors)
     (GOLDENS / "pipeline.json").write_text(json.dumps(CALLS, indent=2) + "\n")
     for path in folder.rglob("*.safetensors"):

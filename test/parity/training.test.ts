@@ -1,4 +1,4 @@
-/** @file Ten steps of noise-prediction training against PyTorch: losses, gradient norms, weights and their average. */
+/** @file Ten steps of noise-prediction training against PyTorch: losses, gradient norms, weights, average. */
 
 import { expect, test } from "vitest";
 import "../../src/platform/node.ts";
@@ -34,7 +34,7 @@ test.each(Object.entries(runs))("ten steps of AdamW, %s", async (name, options) 
   const [rates, emaDecays] = [numbers(run, "learning_rate"), numbers(run, "ema_decay")];
   const optimizer = adamw(options);
   const config = unetConfig(await goldenJson("training"));
-  const { loss, metrics } = unetLoss(config, { batch: 2, side: 8, tokens: 5, pooled: 12 });
+  const { loss, metrics } = unetLoss(config, { batch: 2, height: 8, width: 8, tokens: 5, pooled: 12 });
   const { graph, state } = trainStep(loss, { optimizer, clipNorm: 1, ema: true }, metrics);
   await using program = await compile(graph, { state, threads: 1 });
   for (const [key, value] of Object.entries({ ...start, ...prefixed("ema", start) })) program.set(key, value);
