@@ -3,6 +3,7 @@
 import type { InferenceSession, Tensor, TypedTensor } from "onnxruntime-common";
 import {
   type Graph,
+  graph,
   inputsOf,
   isStatic,
   nameOf,
@@ -108,14 +109,24 @@ export class Program implements AsyncDisposable {
     this.current.set(name, toOrt({ ...value, data: value.data.slice() }));
   }
 
-  /** Reads a state tensor (copies). On WebGPU only before the first run or through an output. */
-  get(name: string): HostTensor {
+  /** Reads a state tensor (copies). */
+  async get(name: string): Promise<HostTensor> {
     const t = this.current.get(name);
     if (!t) throw new Error(`${name} is not state of this program`);
-    if (t.location === "gpu-buffer")
-      throw new Error(`${name} is on the GPU: read it through a program that returns it as an output`);
-    const host = fromOrt(t);
+    // onnxruntime-node does not read GPU buffers, but a session that returns its input does.
+    const host = t.location === "gpu-buffer" ? await this.copied(name, t) : fromOrt(t);
     return { ...host, data: host.data.slice() };
+  }
+
+  private async copied(name: string, t: Tensor): Promise<HostTensor> {
+    const copy = emitOnnx(graph({ copy: this.inputs.get(name)! }));
+    const session = await platform().InferenceSession.create(copy, {
+      executionProviders: [this.device, "cpu"],
+      logSeverityLevel: 3,
+    });
+    const { copy: result } = await session.run({ [name]: t });
+    await session.release();
+    return fromOrt(result as Tensor);
   }
 
   /**

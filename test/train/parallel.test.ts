@@ -54,7 +54,7 @@ async function whole(batch: number, { optimizer: options, clipNorm, steps }: Run
     trace.l1.push(Number(out.l1.data[0]));
     trace.norm.push(Number(out.grad_norm.data[0]));
   }
-  for (const name of program.stateNames) trace.tensors[name] = program.get(name);
+  for (const name of program.stateNames) trace.tensors[name] = await program.get(name);
   return trace;
 }
 
