@@ -11,6 +11,7 @@ export const ddim: Sampler = {
   plan(config, steps, spacing = config.timestep_spacing) {
     const all = Float32Array.from(alphasCumprod(config), sigmaOf);
     const N = config.num_train_timesteps;
+    if (config.rescale_betas_zero_snr) all[N - 1] = 2 ** 20; // for the infinite one of diffusers' DDIM
     const timesteps = Float32Array.from(
       timestepsOf(config, steps, spacing).map((t) => Math.min(N - 1, roundHalfEven(t))),
     );

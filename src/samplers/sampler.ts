@@ -59,7 +59,8 @@ export function guide(conditional: FloatTensor, unconditional: FloatTensor, scal
 
 /**
  * Straight steps along dx/dσ = (x − x₀)/σ (Karras et al. 2022, Algorithm 1 without churn). Where a step does not
- * begin at the σ the last one went to, x is scaled from the one to the other at unit variance.
+ * begin at the σ the last one went to, x is scaled from the one to the other at unit variance; so it is at the end,
+ * to σ = 0.
  */
 export async function* straightSteps(
   denoise: Denoiser,
@@ -67,19 +68,13 @@ export async function* straightSteps(
   { sigmas, targets }: Plan,
 ): AsyncGenerator<SamplerStep, FloatTensor> {
   for (let i = 0; i < sigmas.length; i++) {
-    const [from, to] = [sigmas[i], targets[i]];
-    if (i > 0 && targets[i - 1] !== from) {
-      const scale = Math.sqrt((from * from + 1) / (targets[i - 1] ** 2 + 1));
-      x = floats(
-        x.shape,
-        x.data.map((v) => v * scale),
-      );
-    }
     const denoised = await denoise(x, i);
-    const ratio = to / from;
+    const ratio = targets[i] / sigmas[i];
+    const next = sigmas[i + 1] ?? 0;
+    const scale = Math.sqrt((next ** 2 + 1) / (targets[i] ** 2 + 1)); // 1 where the steps meet
     x = floats(
       x.shape,
-      x.data.map((v, j) => denoised.data[j] + (v - denoised.data[j]) * ratio),
+      x.data.map((v, j) => scale * (denoised.data[j] + (v - denoised.data[j]) * ratio)),
     );
     yield { i, denoised };
   }

@@ -83,17 +83,24 @@ export interface Plan {
   initNoiseSigma: number;
 }
 
-/** Timesteps among 0 … N−1, descending; linspace ones may lie between. */
+/**
+ * Timesteps among 0 … N−1, descending; linspace ones may lie between. Halves round as in numpy, whose steps are
+ * rounded before they are multiplied. For a few step counts, 61 the least, numpy's trailing ones end with a
+ * superfluous −1, which is left out.
+ */
 export function timestepsOf(config: SchedulerConfig, steps: number, spacing: Spacing): number[] {
   const N = config.num_train_timesteps;
   if (!Number.isInteger(steps) || steps < 1 || steps > N)
     throw new Error(`steps is ${steps}; give a whole number from 1 to ${N}`);
   const index = Array.from({ length: steps }, (_, i) => i);
-  if (spacing === "linspace")
-    return index.map((i) => (steps === 1 ? 0 : (i * (N - 1)) / (steps - 1))).reverse();
+  if (spacing === "linspace") {
+    const step = (N - 1) / Math.max(1, steps - 1);
+    return index.map((i) => (i > 0 && i === steps - 1 ? N - 1 : i * step)).reverse();
+  }
   if (spacing === "leading")
     return index.map((i) => i * Math.floor(N / steps) + config.steps_offset).reverse();
-  return index.map((i) => roundHalfEven(N - (i * N) / steps) - 1);
+  const step = N - (N - N / steps);
+  return index.map((i) => roundHalfEven(N - i * step) - 1);
 }
 
 /** As numpy rounds. */

@@ -4,6 +4,7 @@ import { type FloatTensor, floats, sizeOf } from "./host.ts";
 
 const N = 624;
 const M = 397;
+const f = Math.fround;
 
 /** The same numbers as `torch.Generator().manual_seed(seed)` on the CPU. */
 export class Generator {
@@ -44,7 +45,7 @@ export class Generator {
     return (high * 2 ** 32 + this.uint32()) * 2 ** -53;
   }
 
-  /** Whole number in [0, n), as torch.randint for n ≤ 2³². */
+  /** Whole number in [0, n) for n ≤ 2³², as torch.randint for n < 2²⁸; above, torch draws 64 bits. */
   integer(n: number): number {
     return this.uint32() % n;
   }
@@ -91,13 +92,85 @@ export class Generator {
   }
 }
 
-/** Sixteen uniforms to sixteen normals, in float32 as torch's kernel. */
+/**
+ * Sixteen uniforms to sixteen normals, bit for bit those of torch's kernel for x86 processors with AVX2: float32,
+ * with the logarithm, sine and cosine of Cephes (Moshier) and a fused multiply-add wherever a sum follows a product.
+ * Elsewhere torch calls the C library, whose last bits differ.
+ */
 function boxMuller(data: Float32Array, at: number): void {
-  const f = Math.fround;
   for (let j = at; j < at + 8; j++) {
-    const radius = f(Math.sqrt(f(-2 * f(Math.log(f(1 - data[j]))))));
-    const theta = f(f(2 * Math.PI) * data[j + 8]);
-    data[j] = f(radius * f(Math.cos(theta)));
-    data[j + 8] = f(radius * f(Math.sin(theta)));
+    const radius = f(Math.sqrt(-2 * logf(f(1 - data[j]))));
+    const [sin, cos] = sincosf(f(f(2 * Math.PI) * data[j + 8]));
+    data[j] = f(radius * cos) + 0; // the kernel adds a mean of 0, which leaves no −0
+    data[j + 8] = f(radius * sin) + 0;
   }
+}
+
+/**
+ * a·b + c rounded once to float32. In double precision the product is exact; when the rounded sum lies half way
+ * between two floats, what its rounding left out decides between them.
+ */
+function fma(a: number, b: number, c: number): number {
+  const product = a * b;
+  const sum = product + c;
+  const near = f(sum);
+  const far = 2 * sum - near; // the other neighbour, if half way
+  if (far === near || f(far) !== far) return near;
+  const added = sum - product;
+  const rest = product - (sum - added) + (c - added); // Knuth's two-sum
+  return rest * (far - near) > 0 ? far : near;
+}
+
+/** Horner's rule, highest power first. */
+function polynomial(coefficients: Float32Array, x: number): number {
+  let y = coefficients[0];
+  for (let i = 1; i < coefficients.length; i++) y = fma(y, x, coefficients[i]);
+  return y;
+}
+
+/** (log(1 + x) − x + x²/2) / x³ for 1 + x from √½ to √2. */
+const LOG = Float32Array.of(
+  7.0376836292e-2,
+  -1.151461031e-1,
+  1.167699874e-1,
+  -1.2420140846e-1,
+  1.4249322787e-1,
+  -1.6668057665e-1,
+  2.0000714765e-1,
+  -2.4999993993e-1,
+  3.3333331174e-1,
+);
+/** log 2 in two parts; products of the first with an exponent are exact. */
+const [LN2_HIGH, LN2_LOW] = Float32Array.of(0.693359375, -2.1219444e-4);
+
+/** log u of a multiple of 2⁻²⁴ in (0, 1]: u = (1 + x)·2ᵉ. */
+function logf(u: number): number {
+  let e = 8 - Math.clz32(u * 2 ** 24);
+  let m = u * 2 ** -e; // [½, 1)
+  if (m < f(Math.SQRT1_2)) {
+    m *= 2;
+    e--;
+  }
+  const x = m - 1;
+  const square = f(x * x);
+  const cubic = fma(f(polynomial(LOG, x) * x), square, f(e * LN2_LOW));
+  return fma(e, LN2_HIGH, f(x + fma(-0.5, square, cubic)));
+}
+
+/** (sin x − x) / x³ and (cos x − 1 + x²/2) / x⁴ in x², for |x| up to π/4. */
+const SIN = Float32Array.of(-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1);
+const COS = Float32Array.of(2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2);
+/** −π/4 in three parts (Cody & Waite 1980). */
+const QUARTER_PI = Float32Array.of(-0.78515625, -2.4187564849853516e-4, -3.774894977445941e-8);
+
+/** Sine and cosine of theta ≥ 0, from the nearest multiple of π/2. */
+function sincosf(theta: number): [sin: number, cos: number] {
+  const octant = (Math.trunc(f(theta * f(4 / Math.PI))) + 1) & ~1;
+  let x = theta;
+  for (const part of QUARTER_PI) x = fma(octant, part, x);
+  const square = f(x * x);
+  const sin = fma(f(polynomial(SIN, square) * square), x, x);
+  const cos = f(fma(f(polynomial(COS, square) * square), square, -0.5 * square) + 1);
+  const [a, b] = octant & 2 ? [cos, -sin] : [sin, cos];
+  return octant & 4 ? [-a, -b] : [a, b];
 }

@@ -18,14 +18,16 @@ const BYTE_ORDER = [...BYTES].sort((a, b) => a.charCodeAt(0) - b.charCodeAt(0));
 
 const utf8 = new TextEncoder();
 
+/** Ideographs that stand alone, as in BERT's tokenizer. */
+const IDEOGRAPH =
+  /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{2a6df}\u{2a700}-\u{2ceaf}\u{2f800}-\u{2fa1f}]/gu;
+
+/** Cleans and splits as transformers does where ftfy is not installed. */
 function words(text: string): string[] {
   const clean = text
+    .replace(/\ufffd|(?![\t\n\r])\p{C}/gu, "")
+    .replace(IDEOGRAPH, " $& ")
     .normalize("NFC")
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are dropped, as CLIP does
-    .replace(/[\u0000\ufffd]|(?![\t\n\r])\p{Cc}|\p{Cf}/gu, "")
-    .replace(/[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[\u{20000}-\u{2fa1f}]/gu, " $& ")
-    .replace(/\s+/g, " ")
-    .trim()
     .toLowerCase();
   return clean.match(PATTERN) ?? [];
 }
@@ -43,7 +45,10 @@ export interface TokenizerFiles {
   merges: readonly string[];
   /** Tokens a text is cut or padded to. Default 77. */
   maxLength?: number;
-  /** Padding token; CLIP-L pads with the end token, OpenCLIP with "!". Default the end token. */
+  /**
+   * Padding token; CLIP-L pads with the end token, OpenCLIP with "!". Default the end token. Where it occurs in a
+   * text it is a token of its own, as in transformers.
+   */
   pad?: string;
 }
 
@@ -52,6 +57,7 @@ export class ClipTokenizer {
   readonly start: number;
   readonly end: number;
   private readonly pad: number;
+  private readonly specials: RegExp;
   private readonly vocab: ReadonlyMap<string, number>;
   private readonly ranks: ReadonlyMap<string, number>;
   private readonly cache = new Map<string, number[]>();
@@ -68,11 +74,19 @@ export class ClipTokenizer {
     this.start = special(START);
     this.end = special(END);
     this.pad = special(pad);
+    const escaped = [START, END, pad].map((token) => token.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"));
+    this.specials = new RegExp(`(${escaped.join("|")})`);
   }
 
   /** Token ids without start and end. */
   encode(text: string): number[] {
-    return words(text).flatMap((word) => this.encodeWord(word));
+    return text
+      .split(this.specials) // special tokens at odd places
+      .flatMap((part, i) => (i % 2 ? this.id(part) : words(part).flatMap((word) => this.encodeWord(word))));
+  }
+
+  private id(token: string): number {
+    return this.vocab.get(token) ?? this.end; // unknown is the end token
   }
 
   private encodeWord(word: string): number[] {
@@ -80,7 +94,7 @@ export class ClipTokenizer {
     if (word === END) return [this.end];
     let ids = this.cache.get(word);
     if (!ids) {
-      ids = this.merge(symbols(word)).map((token) => this.vocab.get(token) ?? this.end); // unknown is the end token
+      ids = this.merge(symbols(word)).map((token) => this.id(token));
       if (this.cache.size < 50_000) this.cache.set(word, ids);
     }
     return ids;
@@ -108,13 +122,12 @@ export class ClipTokenizer {
    */
   encodeBatch(texts: readonly string[]): { ids: HostTensor; end: HostTensor } {
     const T = this.maxLength;
-    const ends: number[] = [];
-    const ids = texts.flatMap((text) => {
+    const rows = texts.map((text) => {
       const tokens = this.encode(text).slice(0, T - 2);
-      ends.push(tokens.length + 1);
       return [this.start, ...tokens, this.end, ...new Array(T - 2 - tokens.length).fill(this.pad)];
     });
-    return { ids: ints([texts.length, T], ids), end: ints([texts.length], ends) };
+    const ends = rows.map((row) => row.indexOf(this.end));
+    return { ids: ints([texts.length, T], rows.flat()), end: ints([texts.length], ends) };
   }
 
   /** Whether a text loses tokens in `encodeBatch`. */
