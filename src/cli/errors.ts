@@ -8,6 +8,17 @@ export class UsageError extends Error {
   override name = "UsageError";
 }
 
+/** The command was asked to end, and did so in order. */
+export class Interruption extends Error {
+  override name = "Interruption";
+  readonly exitCode: number;
+
+  constructor(exitCode: number, message = "interrupted") {
+    super(message);
+    this.exitCode = exitCode;
+  }
+}
+
 export interface Failure {
   /** Empty when there is nothing to say: help was asked for. */
   message: string;
@@ -24,7 +35,7 @@ const SYSTEM: Readonly<Record<string, string>> = {
   EDQUOT: "the disk quota is used up",
   EISDIR: "this is a folder, a file is needed",
   ENOTDIR: "part of the path is a file, not a folder",
-  EEXIST: "it already exists",
+  EEXIST: "a file of that name is there",
   EMFILE: "too many open files",
   ENAMETOOLONG: "the name is too long",
 };
@@ -40,6 +51,7 @@ export function failureOf(error: unknown): Failure {
     return { message: error.code === "commander.help" ? "" : message, code: 2 };
   }
   if (!(error instanceof Error)) return { message: `internal error: ${String(error)}`, code: 1 };
+  if (error instanceof Interruption) return { message: error.message, code: error.exitCode };
   const { code, path, dest } = error as NodeJS.ErrnoException & { dest?: string };
   if (code && code in SYSTEM)
     return { message: [dest ?? path, SYSTEM[code]].filter(Boolean).join(": "), code: 2 };

@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
 import { cacheFolder } from "./data.ts";
+import { writableFolder } from "./files.ts";
 import { numberFrom, wholeNumber } from "./options.ts";
 import { startProgress } from "./progress.ts";
 
@@ -37,6 +38,7 @@ export function evalCommand(program: Command): void {
 
 async function evalModel(options: EvalOptions): Promise<void> {
   const { json, sheet, cache } = options;
+  if (sheet) writableFolder(sheet, `--sheet ${sheet}`);
   const progress = await startProgress(!json);
   try {
     const { bundledModel } = await import("../index.node.ts");

@@ -1,8 +1,9 @@
 /** @file Where pictures are saved. */
 
-import { accessSync, constants, existsSync, mkdirSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { dirname, extname, join } from "node:path";
-import { UsageError } from "./errors.ts";
+import { makeFolder } from "../platform/index.ts";
+import { failureOf, UsageError } from "./errors.ts";
 
 /** Where pictures go: into a folder under made-up names, or to one named file. */
 export interface Target {
@@ -22,9 +23,18 @@ export function outputTarget(out: string = "."): Target {
       `--out ${out}: fewstep writes PNG, so end the name in ".png", or in "/" to name a folder`,
     );
   const folder = isFolder ? out : dirname(out);
-  mkdirSync(folder, { recursive: true });
-  accessSync(folder, constants.W_OK);
+  writableFolder(folder, `--out ${out}`);
   return isFolder ? { folder } : { folder, file: out };
+}
+
+/** Makes a folder, before anybody waits for what goes there. @param what names it in the refusal */
+export function writableFolder(folder: string, what: string): void {
+  try {
+    makeFolder(folder);
+    accessSync(folder, constants.W_OK);
+  } catch (error) {
+    throw new UsageError(`${what}: cannot write there: ${failureOf(error).message}; name another folder`);
+  }
 }
 
 /**

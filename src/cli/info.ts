@@ -3,7 +3,7 @@
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
-import { UsageError } from "./errors.ts";
+import { failureOf, UsageError } from "./errors.ts";
 
 /** Pictures larger than this are not read into memory. */
 const MAX_PICTURE_BYTES = 2 ** 30;
@@ -82,7 +82,10 @@ async function modelFacts(folder: string): Promise<Facts> {
     const part = join(folder, name);
     const files = existsSync(part) ? readdirSync(part).filter((file) => file.endsWith(".safetensors")) : [];
     const weights: Record<string, Facts> = {};
-    for (const file of files.sort()) weights[file] = await weightFacts(join(part, file));
+    for (const file of files.sort())
+      weights[file] = await weightFacts(join(part, file)).catch((error) => {
+        throw new UsageError(`${part}: ${failureOf(error).message}`); // files of all components have one name
+      });
     components[name] = { class: entry[1], ...(files.length > 0 ? { weights } : {}) };
   }
   return { kind: "model", pipeline: String(index._class_name), components };
@@ -93,7 +96,8 @@ function readJson(path: string): Record<string, unknown> | undefined {
   if (!existsSync(path)) return undefined;
   try {
     const value: unknown = JSON.parse(readFileSync(path, "utf8"));
-    if (typeof value === "object" && value !== null) return value as Record<string, unknown>;
+    if (typeof value === "object" && value !== null && !Array.isArray(value))
+      return value as Record<string, unknown>;
   } catch {}
   throw new UsageError(`${path}: not a JSON object`);
 }

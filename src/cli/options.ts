@@ -3,6 +3,8 @@
 import { InvalidArgumentError } from "commander";
 
 const MAX_SEED = 2n ** 64n - 1n;
+/** Pixels. Activations of larger pictures fit no memory. */
+const MAX_SIDE = 8192;
 
 /** A whole number from `min` to `max`. */
 export function wholeNumber(min: number, max: number): (text: string) => number {
@@ -43,7 +45,9 @@ export function parseSize(text: string): Size {
   const match = /^(\d{1,5})(?:[x×](\d{1,5}))?$/i.exec(text.trim());
   const width = Number(match?.[1]);
   const height = Number(match?.[2] ?? match?.[1]);
-  if (!match || width < 1 || height < 1)
-    throw new InvalidArgumentError('Give pixels as one number ("64") or as width x height ("128x64").');
+  if (!match || [width, height].some((side) => side < 1 || side > MAX_SIDE))
+    throw new InvalidArgumentError(
+      `Give pixels, at most ${MAX_SIDE}, as one number ("64") or as width x height ("128x64").`,
+    );
   return { width, height };
 }

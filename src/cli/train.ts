@@ -3,6 +3,8 @@
 import process from "node:process";
 import type { Command } from "commander";
 import { interruptSignal } from "./cleanup.ts";
+import { Interruption } from "./errors.ts";
+import { writableFolder } from "./files.ts";
 import { wholeNumber } from "./options.ts";
 import { duration, startProgress } from "./progress.ts";
 
@@ -33,13 +35,17 @@ async function trainRecipe(path: string, { out, steps, replicas, json }: TrainOp
     await import("../platform/node.ts");
     const read = await readRecipe(path);
     const recipe = { ...read, out: out ?? read.out, steps: steps ?? read.steps };
+    writableFolder(recipe.out, out === undefined ? `${path}: out ${recipe.out}` : `--out ${out}`);
     const onPrepare = (what: string, done?: number, total?: number): void =>
       progress.update(what, done, total);
     const onSkipped = (skipped: readonly { file: string; reason: string }[]): void => {
       for (const { file, reason } of skipped) console.error(printable(`skipped ${file}: ${reason}`));
-      if (skipped.length > 0) console.error(`fewstep: ${skipped.length} files of the dataset were skipped`);
+      const count = skipped.length === 1 ? "1 picture" : `${skipped.length} pictures`;
+      if (skipped.length > 0) console.error(`fewstep: ${count} of the dataset skipped`);
     };
+    let last = "";
     for await (const p of train(recipe, { replicas, signal, onPrepare, onSkipped })) {
+      last = `${p.step} of ${p.steps}`;
       const due = p.step % recipe.logEvery === 0 || p.step === p.steps;
       if (json && due) console.log(JSON.stringify(p));
       const speed = `${p.picturesPerSecond.toFixed(0)} pictures/s, ${duration(p.secondsLeft)} left`;
@@ -48,6 +54,11 @@ async function trainRecipe(path: string, { out, steps, replicas, json }: TrainOp
         console.error(`step ${p.step}/${p.steps}: loss ${p.loss.toFixed(4)}, ${speed}`);
     }
     progress.stop();
+    if (signal.aborted)
+      throw new Interruption(
+        (signal.reason as Interruption).exitCode,
+        `interrupted after step ${last}, saved in ${recipe.out}; run the same command again to go on`,
+      );
     if (!json) console.log(recipe.out);
   } finally {
     progress.stop();

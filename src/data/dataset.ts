@@ -1,10 +1,11 @@
 /** @file What training reads: pictures with captions, in buckets of one size, with what conditions SDXL. */
 
 import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { writePlanes } from "../platform/index.ts";
-import { type FloatTensor, floats } from "../tensor/index.ts";
+import { type FloatTensor, floats, type HostTensor } from "../tensor/index.ts";
 import { loadSafetensors } from "../weights/index.ts";
 import type { Bucket } from "./buckets.ts";
 import { caption, captionCorpus } from "./captions.ts";
@@ -37,20 +38,41 @@ export interface Icons extends Dataset {
   image(index: number): Uint8Array;
 }
 
+function rowOf(line: string): IconRow | undefined {
+  try {
+    const row: Partial<IconRow> = JSON.parse(line);
+    const texts = [row.id, row.concept, row.style, row.label, row.split];
+    const fits = texts.every((text) => typeof text === "string") && Array.isArray(row.keywords);
+    return fits ? (row as IconRow) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** Loads a folder that `buildIcons` wrote; `splits` selects rows (default: all). */
 export async function loadIcons(folder: string, splits?: readonly IconRow["split"][]): Promise<Icons> {
-  const { tensors } = await loadSafetensors(join(folder, "images.safetensors"));
-  const { data, shape } = tensors.images;
-  const size = shape[1];
+  const refuse = (what: string): never => {
+    throw new Error(`${folder}: not an icon dataset: ${what}; make one with \`fewstep data icons\``);
+  };
+  const file = join(folder, "images.safetensors");
+  if (!existsSync(file)) refuse("it has no images.safetensors");
+  const { tensors } = await loadSafetensors(file).catch((error: NodeJS.ErrnoException) => {
+    throw error.code ? error : new Error(`${folder}: ${error.message}`, { cause: error });
+  });
+  const images: HostTensor | undefined = tensors.images;
+  const [count, size, width, channels] = images?.shape ?? [];
+  if (images?.dtype !== "uint8" || size !== width || channels !== 3)
+    refuse("its images are not uint8 [N,size,size,3]");
+  const data = images.data as Uint8Array;
   const bytes = size * size * 3;
   const text = await readFile(join(folder, "metadata.jsonl"), "utf8");
   const all = text
     .trimEnd()
     .split("\n")
-    .map((line, i) => ({ row: JSON.parse(line) as IconRow, i }));
+    .map((line, i) => ({ row: rowOf(line) ?? refuse(`line ${i + 1} of metadata.jsonl is no picture`), i }));
+  if (all.length !== count) refuse(`${count} images, but ${all.length} lines in metadata.jsonl`);
   const kept = all.filter(({ row }) => !splits || splits.includes(row.split));
-  const image = (index: number) =>
-    (data as Uint8Array).subarray(kept[index].i * bytes, (kept[index].i + 1) * bytes);
+  const image = (index: number) => data.subarray(kept[index].i * bytes, (kept[index].i + 1) * bytes);
   const rows = kept.map(({ row }) => row);
   return {
     length: rows.length,

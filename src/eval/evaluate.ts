@@ -71,6 +71,16 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
   const heldout = await loadIcons(options.data, ["heldout-pair"]);
   await using judge = await Judge.load(options.judge);
   await using sdxl = await SDXL.load(options.model);
+  const side = sdxl.info.sampleSize * sdxl.info.vaeScaleFactor;
+  if (judge.size !== train.size || judge.size !== side)
+    throw new Error(
+      `the judge ${options.judge} looks at ${judge.size} pixels, the pictures of ${options.data} have ` +
+        `${train.size}, those of ${options.model} ${side}; all must be the same`,
+    );
+  if (Math.min(train.length, heldout.length) < 2)
+    throw new Error(
+      `${options.data}: ${train.length} training and ${heldout.length} held-out pictures; 2 of each are needed`,
+    );
   const { steps = sdxl.info.defaults.steps, guidance = sdxl.info.defaults.guidance } = options;
   const count = Math.min(options.count ?? heldout.length, heldout.length);
   const sets = { heldout: spread(heldout, count), seen: spread(train, count) };

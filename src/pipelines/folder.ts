@@ -2,23 +2,45 @@
 
 import { existsSync } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
-import { isAbsolute, join, relative } from "node:path";
+import { dirname, isAbsolute, join, relative } from "node:path";
 import { type Graph, parametersOf } from "../graph/index.ts";
 import type { ExternalTensor } from "../onnx/index.ts";
 import type { CompileOptions } from "../runtime/index.ts";
+import type { HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
-import { matchKeys, SafetensorsFile } from "../weights/index.ts";
+import { loadSafetensors, matchKeys, SafetensorsFile } from "../weights/index.ts";
 
-/** @throws a sentence that names the file when it is missing or not JSON. */
+/** @throws a sentence that names the file when it is missing or not a JSON object. */
 export async function readJson(path: string): Promise<Record<string, unknown>> {
   const text = await readFile(path, "utf8").catch((error: NodeJS.ErrnoException) => {
-    throw error.code === "ENOENT" ? new Error(`${path}: no such file`, { cause: error }) : error;
+    if (error.code === "ENOENT") throw new Error(`${path}: no such file`, { cause: error });
+    throw Object.assign(error, { path }); // reading a folder does not name it
   });
+  let json: unknown;
   try {
-    return JSON.parse(text);
+    json = JSON.parse(text);
   } catch (error) {
     throw new Error(`${path} is not valid JSON`, { cause: error });
   }
+  if (typeof json !== "object" || json === null || Array.isArray(json))
+    throw new Error(`${path}: not a JSON object`);
+  return json as Record<string, unknown>;
+}
+
+/** Runs `f`; what it throws is told with the path it is about. System errors name theirs. */
+export async function about<T>(path: string, f: () => T | Promise<T>): Promise<T> {
+  try {
+    return await f();
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code) throw error;
+    throw new Error(`${path}: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+/** A config of a component, checked by `parse`. */
+export async function readConfig<T>(path: string, parse: (json: unknown) => T): Promise<T> {
+  const json = await readJson(path);
+  return about(path, () => parse(json));
 }
 
 /** A tokenizer folder: vocab.json, merges.txt, tokenizer_config.json. */
@@ -35,7 +57,8 @@ export async function tokenizerFiles(folder: string): Promise<TokenizerFiles> {
 }
 
 export async function readTokenizer(folder: string): Promise<ClipTokenizer> {
-  return new ClipTokenizer(await tokenizerFiles(folder));
+  const files = await tokenizerFiles(folder);
+  return about(folder, () => new ClipTokenizer(files));
 }
 
 /** The weights file of a component, full or half precision. */
@@ -49,6 +72,15 @@ export function weightsFile(folder: string): string {
   return found;
 }
 
+/** All tensors of a component. */
+export async function loadWeights(folder: string): Promise<Record<string, HostTensor>> {
+  const path = weightsFile(folder);
+  return (await about(folder, () => loadSafetensors(path))).tensors;
+}
+
+/** A buffer that older versions of transformers saved. */
+const POSITIONS = /\.position_ids$/;
+
 /**
  * Bytes up to which weights are handed to ONNX Runtime in memory. Larger files are read in place, which it does
  * below the working directory only, and then without the optimisations that look into weights.
@@ -58,20 +90,22 @@ const IN_MEMORY = 2 ** 28;
 /**
  * What `compile` needs to run a graph on the weights of files, in place. `prefixes` maps key prefixes of the graph
  * to files ("" for all keys).
- * @throws one error that lists missing and misshapen keys; left-over ones only where `whole` is set.
+ * @param unused left-over keys that are no mistake, such as the encoder's when only decoding.
+ * @throws one error that lists missing, left-over and misshapen keys.
  */
 export async function weightsOf(
   g: Graph,
   files: Readonly<Record<string, string>>,
+  unused: RegExp = POSITIONS,
 ): Promise<Pick<CompileOptions, "weights" | "externalData">> {
   const weights = new Map<string, ExternalTensor>();
   const externalData: { path: string; data: Uint8Array }[] = [];
   for (const [prefix, path] of Object.entries(files)) {
-    await using file = await SafetensorsFile.open(path);
+    await using file = await about(dirname(path), () => SafetensorsFile.open(path));
     const needed = parametersOf(g).filter((p) => p.name.startsWith(prefix));
     const expected = Object.fromEntries(needed.map((p) => [p.name.slice(prefix.length), p.shape]));
-    const used = Object.fromEntries([...file.entries].filter(([k]) => Object.hasOwn(expected, k)));
-    matchKeys(path, expected, used);
+    const actual = [...file.entries].filter(([k]) => Object.hasOwn(expected, k) || !unused.test(k));
+    matchKeys(path, expected, Object.fromEntries(actual));
     let location = relative(process.cwd(), path);
     const { size } = await stat(path);
     if (size <= IN_MEMORY || location.startsWith("..") || isAbsolute(location)) {
@@ -82,18 +116,4 @@ export async function weightsOf(
       weights.set(name, { location, ...file.entries.get(name.slice(prefix.length))! });
   }
   return { weights, externalData };
-}
-
-/**
- * Checks a component's whole key list against its file, both ways.
- * @param ignore keys that files may carry and no graph needs, such as the encoder when only decoding.
- */
-export async function checkKeys(
-  path: string,
-  g: Graph,
-  ignore: (key: string) => boolean = () => false,
-): Promise<void> {
-  await using file = await SafetensorsFile.open(path);
-  const actual = Object.fromEntries([...file.entries].filter(([k]) => !ignore(k)));
-  matchKeys(path, Object.fromEntries(parametersOf(g).map((p) => [p.name, p.shape])), actual);
 }

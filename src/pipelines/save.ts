@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { atomicWrite } from "../platform/index.ts";
 import { castTensor, type DType, type HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
-import { loadSafetensors, saveSafetensors } from "../weights/index.ts";
-import { readJson, tokenizerFiles, weightsFile } from "./folder.ts";
+import { saveSafetensors } from "../weights/index.ts";
+import { loadWeights, readJson, tokenizerFiles } from "./folder.ts";
 
 export type WeightsDType = Extract<DType, "float32" | "float16">;
 
@@ -72,8 +72,7 @@ export async function copyComponent(
 ): Promise<void> {
   const { _class_name, architectures, ...config } = await readJson(join(from, "config.json"));
   const className = (_class_name as string | undefined) ?? (architectures as string[])[0];
-  const { tensors } = await loadSafetensors(weightsFile(from));
-  await saveComponent(to, className, { ...config, ...changes }, tensors, dtype);
+  await saveComponent(to, className, { ...config, ...changes }, await loadWeights(from), dtype);
 }
 
 export async function copyTokenizer(from: string, to: string): Promise<void> {

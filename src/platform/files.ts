@@ -1,7 +1,7 @@
 /** @file Files appear whole or not at all. */
 
-import { readdirSync, rmSync } from "node:fs";
-import { mkdir, open, rename } from "node:fs/promises";
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { open, rename } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
 
@@ -14,7 +14,7 @@ let count = 0;
  * nothing is left. Text is written as UTF-8.
  */
 export async function atomicWrite(path: string, ...parts: readonly (Uint8Array | string)[]): Promise<void> {
-  await mkdir(dirname(path), { recursive: true });
+  makeFolder(dirname(path));
   const temporary = `${path}.${process.pid}-${count++}.tmp`;
   unfinished.add(temporary);
   try {
@@ -34,6 +34,20 @@ export async function atomicWrite(path: string, ...parts: readonly (Uint8Array |
     throw error;
   } finally {
     unfinished.delete(temporary);
+  }
+}
+
+/** Makes a folder and those above it. Node's `recursive` runs for ever where the system makes none, as in /proc. */
+export function makeFolder(path: string): void {
+  try {
+    mkdirSync(path);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    const parent = dirname(path);
+    if (code === "ENOENT" && !existsSync(parent)) {
+      makeFolder(parent);
+      makeFolder(path);
+    } else if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw error;
   }
 }
 

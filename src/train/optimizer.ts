@@ -110,12 +110,7 @@ export function scalarFeeds(s: StepScalars): Record<keyof StepScalars, HostTenso
   >;
 }
 
-/** Factor that brings a gradient of this norm down to `max`; 1 when `max` is undefined (as torch clip_grad_norm_). */
-export function clipFactor(norm: number, max: number | undefined): number {
-  return max === undefined ? 1 : Math.min(1, max / (norm + 1e-6));
-}
-
-/** `clipFactor` inside a graph. `squares` is the squared norm. */
+/** Factor that brings a gradient down to the norm `max`, as torch's clip_grad_norm_. `squares` is its squared norm. */
 export function clipFactorValue(squares: Value, max: number): Value {
   return scalar(max, "float32").div(squares.sqrt().add(1e-6)).minimum(1);
 }

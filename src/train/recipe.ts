@@ -68,10 +68,23 @@ const common = {
   dtype: z.enum(["float32", "float16"]).default("float32"),
 };
 
+/** A config.json. Files carry many fields that change nothing, but in a recipe an unknown one is a misspelt one. */
+function network(parse: (json: unknown) => object) {
+  return z.record(z.string(), z.unknown()).superRefine((given, context) => {
+    try {
+      const config = parse(given);
+      const keys = Object.keys(given).filter((key) => !Object.hasOwn(config, key));
+      if (keys.length > 0) context.addIssue({ code: "unrecognized_keys", keys, input: given });
+    } catch (error) {
+      context.addIssue({ code: "custom", message: (error as Error).message });
+    }
+  });
+}
+
 const vae = z.strictObject({
   task: z.literal("vae"),
   ...common,
-  config: z.record(z.string(), z.unknown()).transform(vaeConfig),
+  config: network(vaeConfig).transform(vaeConfig),
   /** Weight of the Kullback–Leibler term per latent value. */
   klWeight: z.number().min(0).default(1e-4),
   /** Weight of the absolute error beside the squared one. */
@@ -87,9 +100,9 @@ const vae = z.strictObject({
 const clip = z.strictObject({
   task: z.literal("clip"),
   ...common,
-  text_encoder: z.record(z.string(), z.unknown()),
-  text_encoder_2: z.record(z.string(), z.unknown()),
-  image_encoder: z.record(z.string(), z.unknown()).transform(clipVisionConfig),
+  text_encoder: network(clipTextConfig),
+  text_encoder_2: network(clipTextConfig),
+  image_encoder: network(clipVisionConfig).transform(clipVisionConfig),
   /** Entries of the vocabulary, learned from the captions. */
   vocabulary: z.int().min(520).default(3072),
   /** Tokens of a text, start and end included. */
@@ -101,7 +114,7 @@ const clip = z.strictObject({
 const unet = z.strictObject({
   task: z.literal("unet"),
   ...common,
-  config: z.record(z.string(), z.unknown()).transform(unetConfig),
+  config: network(unetConfig).transform(unetConfig),
   /** Folder of the frozen VAE. */
   vae: z.string(),
   /** Folder with text_encoder, text_encoder_2, tokenizer and tokenizer_2. */
@@ -137,18 +150,12 @@ export function parseRecipe(json: unknown, name = "recipe"): Recipe {
     throw new Error(`${name}: batch ${recipe.batch} is not a multiple of microBatch ${recipe.microBatch}`);
   if (recipe.task === "vae" && recipe.freezeEncoder && !recipe.start)
     throw new Error(`${name}: freezeEncoder needs start, the VAE whose encoder is kept`);
-  if (recipe.task === "clip")
-    for (const part of ["text_encoder", "text_encoder_2"] as const)
-      clipTextConfig({
-        ...recipe[part],
-        vocab_size: recipe.vocabulary,
-        max_position_embeddings: recipe.maxLength,
-      });
   return recipe;
 }
 
 function issueText(issue: z.core.$ZodIssue, json: unknown): string {
   const field = issue.path.join(".");
+  if (issue.code === "custom") return `${field}: ${issue.message}`;
   if (issue.code === "unrecognized_keys") {
     const where = field ? ` in ${field}` : "";
     return `unknown field ${issue.keys.map((k) => JSON.stringify(k)).join(", ")}${where}; remove it or correct its name`;
@@ -157,10 +164,11 @@ function issueText(issue: z.core.$ZodIssue, json: unknown): string {
     (o, k) => (o as Record<PropertyKey, unknown> | undefined)?.[k],
     json,
   );
-  const value = given === undefined ? "missing" : JSON.stringify(given);
+  const value = JSON.stringify(given)?.slice(0, 60) ?? "missing";
   if (issue.code === "invalid_union" && field === "task")
     return `task is ${value}; give "vae", "clip" or "unet"`;
-  return `${field || "the file"} is ${value}: ${issue.message.replace(/^Invalid input: /, "")}`;
+  const message = issue.message.replace(/^Invalid input: /, "").replace(", received undefined", "");
+  return `${field || "the file"} is ${value}: ${message}`;
 }
 
 /** Reads a recipe file. Paths in it are relative to the working directory. */
@@ -180,12 +188,31 @@ const FREE = new Set([
   "defaults",
 ]);
 
-/** What a run is; a checkpoint continues only under the same. */
-export function fingerprint(recipe: Recipe): string {
-  const kept = Object.fromEntries(Object.entries(recipe).filter(([k]) => !FREE.has(k)));
-  const { peak, warmup } = recipe.learningRate; // the decay is at the end, and may be moved there
-  const text = JSON.stringify({ ...kept, learningRate: { peak, warmup } }, (_, v) =>
+/** What decides the finished steps of a run. */
+function identity({ learningRate, ...recipe }: Recipe): Record<string, unknown> {
+  const kept = Object.entries(recipe).filter(([key]) => !FREE.has(key));
+  const { peak, warmup } = learningRate ?? {}; // the decay is at the end, and may be moved there
+  return { ...Object.fromEntries(kept), learningRate: { peak, warmup } };
+}
+
+/** JSON with the keys in order. */
+function canonical(value: unknown): string | undefined {
+  return JSON.stringify(value, (_, v) =>
     v && typeof v === "object" && !Array.isArray(v) ? Object.fromEntries(Object.entries(v).sort()) : v,
   );
-  return createHash("sha256").update(text).digest("hex").slice(0, 16);
+}
+
+/** What a run is; a checkpoint continues only under the same. */
+export function fingerprint(recipe: Recipe): string {
+  return createHash("sha256")
+    .update(canonical(identity(recipe))!)
+    .digest("hex")
+    .slice(0, 16);
+}
+
+/** Fields in which runs differ. */
+export function differences(a: Recipe, b: Recipe): string[] {
+  const [first, second] = [identity(a), identity(b)];
+  const keys = Object.keys({ ...first, ...second });
+  return keys.filter((key) => canonical(first[key]) !== canonical(second[key]));
 }

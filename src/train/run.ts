@@ -1,6 +1,7 @@
 /** @file From a recipe to a trained model: builds the job, runs it, writes the result in diffusers layout. */
 
 import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
@@ -12,12 +13,15 @@ import {
   loadPictures,
   type Skipped,
 } from "../data/index.ts";
+import { parametersOf } from "../graph/index.ts";
 import { clipTextConfig, type VaeConfig, vaeConfig, vaeScaleFactor } from "../models/index.ts";
 import {
   copyComponent,
   copyTokenizer,
   latentStatistics,
+  loadWeights,
   normalizeLatents,
+  readConfig,
   readJson,
   readTokenizer,
   SDXL,
@@ -32,10 +36,10 @@ import { atomicWrite } from "../platform/index.ts";
 import { alphasCumprod, schedulerConfig } from "../samplers/index.ts";
 import type { FloatTensor, HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, trainBpe } from "../tokenizers/index.ts";
-import { loadSafetensors } from "../weights/index.ts";
+import { matchKeys, SafetensorsFile } from "../weights/index.ts";
 import { fit, type Job, type Progress } from "./fit.ts";
 import { adamw } from "./optimizer.ts";
-import { fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
+import { differences, fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
 import { clipJob, encodeCaptions, latentEncoder, unetJob, vaeJob } from "./tasks.ts";
 
 type Weights = Record<string, HostTensor>;
@@ -65,11 +69,20 @@ export interface TrainOptions {
  */
 export async function* train(recipe: Recipe, options: TrainOptions = {}): AsyncGenerator<Progress, void> {
   const { signal } = options;
-  const { job, finish } = await prepare(recipe, options);
+  await refuseOtherRun(recipe);
+  const onPrepare: TrainOptions["onPrepare"] = (...what) => {
+    signal?.throwIfAborted(); // until the first step there is nothing to save
+    options.onPrepare?.(...what);
+  };
+  const { job, finish } = await prepare(recipe, { ...options, onPrepare });
+  if ("start" in recipe && job.start) {
+    const needed = parametersOf([job.loss]).map((p) => [p.name, p.shape]);
+    matchKeys(`start ${recipe.start}`, Object.fromEntries(needed), job.start);
+  }
   await saveJson(join(recipe.out, "recipe.json"), recipe);
   const micro = recipe.batch / recipe.microBatch;
   const replicas = divisor(micro, options.replicas ?? availableParallelism());
-  options.onPrepare?.("building the training step");
+  onPrepare("building the training step");
   const weights = yield* fit(job, {
     ...recipe,
     optimizer: adamw(recipe.optimizer),
@@ -79,6 +92,21 @@ export async function* train(recipe: Recipe, options: TrainOptions = {}): AsyncG
     signal,
   });
   if (!signal?.aborted) await finish(weights);
+}
+
+/** @throws when `out` is the run of another recipe, before anything in it is touched. */
+async function refuseOtherRun(recipe: Recipe): Promise<void> {
+  const { out } = recipe;
+  const file = join(out, "checkpoint.safetensors");
+  if (!existsSync(file)) return;
+  await using checkpoint = await SafetensorsFile.open(file);
+  if (checkpoint.metadata.fingerprint === fingerprint(recipe)) return;
+  const other = (await readJson(join(out, "recipe.json")).catch(() => recipe)) as Recipe;
+  const fields = differences(recipe, other);
+  throw new Error(
+    `${out} has the run of another recipe${fields.length > 0 ? ` (it differs in ${fields.join(", ")})` : ""}; ` +
+      "give a new output folder, or the recipe it was made with",
+  );
 }
 
 /** The largest divisor of n up to `most`. */
@@ -95,9 +123,18 @@ async function openData(
   { onPrepare, onSkipped }: TrainOptions,
 ): Promise<Dataset> {
   onPrepare?.("reading the dataset");
-  if (data.kind === "icons") return loadIcons(data.folder, data.splits);
+  if (data.kind === "icons") {
+    const icons = await loadIcons(data.folder, data.splits);
+    if (icons.length === 0) throw new Error(`${data.folder}: no picture in ${data.splits.join(", ")}`);
+    if (icons.size % step !== 0)
+      throw new Error(
+        `${data.folder}: pictures of ${icons.size} pixels; ${task} needs a multiple of ${step}`,
+      );
+    return icons;
+  }
   const { path, size, convention, maxAspect } = data;
   if (square && maxAspect > 1) throw new Error(`data.maxAspect is ${maxAspect}; ${task} needs 1, squares`);
+  if (size % step !== 0) throw new Error(`data.size is ${size}; ${task} needs a multiple of ${step}`);
   const pictures = await loadPictures({
     path,
     convention,
@@ -119,7 +156,7 @@ function prepare(recipe: Recipe, options: TrainOptions): Promise<Task> {
 async function vaeTask(recipe: RecipeOf<"vae">, options: TrainOptions): Promise<Task> {
   const { config, microBatch: batch, out, seed } = recipe;
   const data = await openData(recipe, { step: vaeScaleFactor(config) }, options);
-  const start = recipe.start ? (await loadSafetensors(weightsFile(recipe.start))).tensors : undefined;
+  const start = recipe.start ? await loadWeights(recipe.start) : undefined;
   const isEncoder = (key: string) => key.startsWith("encoder.") || key.startsWith("quant_conv.");
   const frozen = recipe.freezeEncoder
     ? new Map(Object.entries(start!).filter(([key]) => isEncoder(key)))
@@ -199,14 +236,13 @@ function under(weights: Weights, prefix: string): Weights {
 async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promise<Task> {
   const { onPrepare = () => {} } = options;
   const { config, out, seed, microBatch: batch, captions, dropPrompt, minSnr } = recipe;
-  const vae = vaeConfig(await readJson(join(recipe.vae, "config.json")));
+  const vae = await readConfig(join(recipe.vae, "config.json"), vaeConfig);
   const vaeFile = weightsFile(recipe.vae);
   const scaleFactor = vaeScaleFactor(vae);
   const step = scaleFactor * 2 ** (config.block_out_channels.length - 1);
   const data = await openData(recipe, { step }, options);
   onPrepare("encoding the pictures");
-  const { tensors } = await loadSafetensors(vaeFile);
-  await using encoder = await latentEncoder(vae, new Map(Object.entries(tensors)));
+  await using encoder = await latentEncoder(vae, new Map(Object.entries(await loadWeights(recipe.vae))));
   const key = createHash("sha256")
     .update(await readFile(vaeFile))
     .digest("hex");
@@ -220,14 +256,12 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
   });
   onPrepare("encoding the captions");
   const text = {
-    textEncoder: clipTextConfig(await readJson(join(recipe.text, "text_encoder", "config.json"))),
-    textEncoder2: clipTextConfig(await readJson(join(recipe.text, "text_encoder_2", "config.json"))),
+    textEncoder: await readConfig(join(recipe.text, "text_encoder", "config.json"), clipTextConfig),
+    textEncoder2: await readConfig(join(recipe.text, "text_encoder_2", "config.json"), clipTextConfig),
   };
   const textWeights = new Map<string, HostTensor>();
   for (const part of ["text_encoder", "text_encoder_2"])
-    for (const [k, t] of Object.entries(
-      (await loadSafetensors(weightsFile(join(recipe.text, part)))).tensors,
-    ))
+    for (const [k, t] of Object.entries(await loadWeights(join(recipe.text, part))))
       textWeights.set(`${part}.${k}`, t);
   const tokenizers = {
     tokenizer: await readTokenizer(join(recipe.text, "tokenizer")),
@@ -259,7 +293,7 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
     minSnr,
     scaleFactor,
     alphasCumprod: alphasCumprod(schedulerConfig(SDXL_SCHEDULER)),
-    start: recipe.start ? (await loadSafetensors(weightsFile(recipe.start))).tensors : undefined,
+    start: recipe.start ? await loadWeights(recipe.start) : undefined,
     preview: async (weights, step) => {
       await saveUNet(weights);
       await atomicWrite(join(out, `samples-${step}.png`), await sampleGrid(model, recipe.prompts));

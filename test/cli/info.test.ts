@@ -1,11 +1,11 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { encodePng, formatParameters } from "../../src/platform/index.ts";
 import { castTensor, floats } from "../../src/tensor/index.ts";
 import { saveSafetensors } from "../../src/weights/index.ts";
-import { fewstep } from "./run.ts";
+import { expectRefusal, fewstep } from "./run.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "fewstep-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -99,6 +99,22 @@ describe("weights", () => {
         unet: { class: "UNet2DConditionModel", weights: { "diffusion_pytorch_model.safetensors": facts } },
       },
     });
+  });
+
+  test("damaged in a model folder: says which component's", async () => {
+    const model = join(folder, "damaged");
+    mkdirSync(join(model, "vae"), { recursive: true });
+    writeFileSync(join(model, "model_index.json"), '{"vae": ["diffusers", "AutoencoderKL"]}');
+    writeFileSync(join(model, "vae/model.safetensors"), "half");
+    const refused = /damaged\/vae: model.safetensors: not a safetensors file: 4 bytes/;
+    expectRefusal(await fewstep(["info", model]), refused);
+  });
+
+  test.each(["[]", "null", "{"])("a folder with %s for model_index.json is refused", async (json) => {
+    const model = join(folder, "odd");
+    mkdirSync(model, { recursive: true });
+    writeFileSync(join(model, "model_index.json"), json);
+    expectRefusal(await fewstep(["info", model]), /odd\/model_index.json: not a JSON object$/m);
   });
 
   test("a folder without model_index.json is refused", async () => {

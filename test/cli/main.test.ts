@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { failureOf, UsageError } from "../../src/cli/errors.ts";
-import { fewstep, run } from "./run.ts";
+import { expectRefusal, fewstep, run } from "./run.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "fewstep-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -30,10 +30,7 @@ describe("bad input: one sentence on stderr, exit code 2", () => {
     ["no file", ["info", "nowhere.png"], /nowhere.png: no such file or folder/],
     ["other file", ["info", "package.json"], /package.json: neither a PNG picture, nor/],
   ])("%s", async (_, args, message) => {
-    const { code, stdout, stderr } = await fewstep(args);
-    expect(stderr).toMatch(message);
-    expect(stderr).toMatch(/^fewstep: [^\n]+\n$/);
-    expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+    expectRefusal(await fewstep(args), message);
   });
 
   test("the stack is shown on request", async () => {
@@ -85,4 +82,22 @@ test.each([
   });
   expect(result).toMatchObject({ code: exitCode, stdout: "ready\n" });
   expect(existsSync(file)).toBe(false);
+});
+
+test("a command that ends in order is asked once; a second Ctrl-C, not the echo of the first, ends it at once", async () => {
+  const code = `
+    import { handleSignals, interruptSignal } from ${JSON.stringify(new URL("../../src/cli/cleanup.ts", import.meta.url))};
+    handleSignals();
+    interruptSignal().addEventListener("abort", ({ target }) => console.log(target.reason.exitCode));
+    console.log("ready");
+    setInterval(() => {}, 1000);`;
+  let sent = 0;
+  const result = await run(["--input-type=module", "--eval", code], {
+    started: (child) =>
+      child.stdout?.once("data", () => {
+        for (const after of [0, 100, 1300]) setTimeout(() => (sent += Number(child.kill("SIGINT"))), after);
+      }),
+  });
+  expect(sent).toBe(3);
+  expect(result).toEqual({ code: null, stdout: "ready\n130\n", stderr: "fewstep: interrupted\n" });
 });

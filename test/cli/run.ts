@@ -2,6 +2,7 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
+import { expect } from "vitest";
 
 const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
 const TSX = import.meta.resolve("tsx");
@@ -18,6 +19,14 @@ export function fewstep(
   options: { env?: Record<string, string>; started?: (child: ChildProcess) => void } = {},
 ): Promise<Result> {
   return run([MAIN, ...args], options);
+}
+
+/** One sentence on stderr, nothing on stdout, exit code 2. */
+export function expectRefusal({ code, stdout, stderr }: Result, message: string | RegExp): void {
+  if (typeof message === "string") expect(stderr).toContain(message);
+  else expect(stderr).toMatch(message);
+  expect(stderr).toMatch(/^fewstep: [^\n]+\n$/);
+  expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
 }
 
 /** A TypeScript file, or `--eval` with code, through tsx. */

@@ -1,0 +1,220 @@
+/** @file `fewstep generate` refuses what cannot work, and leaves nothing behind when it fails. */
+
+import {
+  cpSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  watch,
+} from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, expect, test } from "vitest";
+import { readPng } from "../../src/platform/index.ts";
+import { floats } from "../../src/tensor/index.ts";
+import { loadSafetensors, saveSafetensors } from "../../src/weights/index.ts";
+import { at, put } from "../data/temporary.ts";
+import { expectRefusal, fewstep } from "./run.ts";
+
+const TINY = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
+const WEIGHTS = "diffusion_pytorch_model.safetensors";
+
+/** A picture of the tiny model in one step. */
+function generate(...more: string[]): ReturnType<typeof fewstep> {
+  return fewstep(["generate", "apple", "--model", TINY, "--steps", "1", "--out", at("a.png"), ...more]);
+}
+
+test("a picture of the tiny model", async () => {
+  const { code, stdout } = await generate("--out", at("new/folder/"), "--seed", "7", "--quiet");
+  expect({ code, stdout }).toEqual({ code: 0, stdout: `${at("new/folder/apple-7.png")}\n` });
+  expect(await readPng(readFileSync(stdout.trim()))).toMatchObject({ width: 64, height: 64 });
+});
+
+test("step counts that make no picture are refused", async () => {
+  const counts = ["0", "-1", "1.5", "abc", "1e3", "99999999999999999999"];
+  for (const [i, result] of (await Promise.all(counts.map((n) => generate("--steps", n)))).entries())
+    expectRefusal(result, `'${counts[i]}' is invalid. Give a whole number from 1 to 1000.`);
+});
+
+test("sizes that no network can make are refused", async () => {
+  const sizes: [string, RegExp][] = [
+    ["0", /'0' is invalid. Give pixels/],
+    ["64x", /'64x' is invalid. Give pixels/],
+    ["9000", /'9000' is invalid. Give pixels, at most 8192/],
+    ["63", /--size 63x63: both sides must be multiples of 4 for this model; try 64x64$/m],
+    ["64x1", /--size 64x1: both sides must be multiples of 4 for this model; try 64x4$/m],
+  ];
+  for (const [i, result] of (await Promise.all(sizes.map(([n]) => generate("--size", n)))).entries())
+    expectRefusal(result, sizes[i][1]);
+});
+
+test("more steps than the model has timesteps are refused", async () => {
+  cpSync(TINY, at("model"), { recursive: true });
+  const file = at("model/scheduler/scheduler_config.json");
+  const config = { ...JSON.parse(readFileSync(file, "utf8")), num_train_timesteps: 10 };
+  put("model/scheduler/scheduler_config.json", JSON.stringify(config));
+  expectRefusal(
+    await generate("--model", at("model"), "--steps", "11"),
+    "steps is 11; give a whole number from 1 to 10",
+  );
+});
+
+describe("a model folder", () => {
+  /** Rewrites the tensors of a component. */
+  async function rewrite(part: string, change: (tensors: Record<string, unknown>) => void): Promise<void> {
+    const file = at("model", part, WEIGHTS);
+    const { tensors } = await loadSafetensors(file);
+    change(tensors);
+    await saveSafetensors(file, tensors);
+  }
+
+  test.each<[string, () => unknown, string | RegExp]>([
+    [
+      "that does not exist",
+      () => rmSync(at("model"), { recursive: true }),
+      /model: no such folder; name a folder in/,
+    ],
+    [
+      "without model_index.json",
+      () => rmSync(at("model/model_index.json")),
+      /model: no model_index.json there; name/,
+    ],
+    [
+      "with a list for an index",
+      () => put("model/model_index.json", "[]"),
+      /model_index.json: not a JSON object$/m,
+    ],
+    ["with half an index", () => put("model/model_index.json", "{"), /model_index.json is not valid JSON$/m],
+    [
+      "without a component",
+      () => rmSync(at("model/vae"), { recursive: true }),
+      /vae\/config.json: no such file$/m,
+    ],
+    [
+      "without weights",
+      () => rmSync(at("model/unet", WEIGHTS)),
+      /model\/unet has no weights: expected one of diff/,
+    ],
+    [
+      "with a truncated header",
+      () => truncateSync(at("model/vae", WEIGHTS), 1000),
+      /model\/vae: diffusion_pytorch_model.safetensors: truncated: the header needs .*; fetch it again$/m,
+    ],
+    [
+      "with truncated data",
+      () => truncateSync(at("model/unet", WEIGHTS), 100_000),
+      /model\/unet: diffusion_pytorch_model.safetensors: truncated: tensor .*; fetch it again$/m,
+    ],
+    [
+      "with other names",
+      () =>
+        rewrite("unet", (tensors) => {
+          tensors.conv_inn = tensors["conv_in.bias"];
+          delete tensors["conv_in.bias"];
+        }),
+      /model\/unet\/diff.* does not fit: 1 missing: conv_in.bias; 1 left over: conv_inn$/m,
+    ],
+    [
+      "with other shapes",
+      () => rewrite("unet", (tensors) => Object.assign(tensors, { "conv_in.bias": floats([5]) })),
+      /does not fit: 1 of another shape: conv_in.bias \(needs \[4\], has \[5\]\)$/m,
+    ],
+    [
+      "with tensors that the decoder does not have",
+      () => rewrite("vae", (tensors) => Object.assign(tensors, { "decoder.extra": floats([1]) })),
+      /model\/vae\/diff.* does not fit: 1 left over: decoder.extra$/m,
+    ],
+    [
+      "with an unknown setting",
+      () => put("model/vae/config.json", '{"act_fn": "tanh"}'),
+      /vae\/config.json: AutoencoderKL config: act_fn is "tanh"/,
+    ],
+    [
+      "with the vocabulary of nothing",
+      () => put("model/tokenizer/vocab.json", "{}"),
+      /model\/tokenizer: the tokenizer's vocabulary has no <\|startoftext\|>/,
+    ],
+  ])("%s is refused", async (_, spoil, message) => {
+    cpSync(TINY, at("model"), { recursive: true });
+    await spoil();
+    expectRefusal(await generate("--model", at("model")), message);
+    expect(existsSync(at("a.png"))).toBe(false);
+  });
+});
+
+describe("a place that cannot be written", () => {
+  test("below a file", async () => {
+    const out = join(put("file", ""), "a.png");
+    expectRefusal(await generate("--out", out), `${out}: part of the path is a file, not a folder`);
+  });
+
+  // Node's own mkdir never returns there, and fills the memory.
+  test.skipIf(!existsSync("/proc/self"))("where the system has no folders to give", async () => {
+    const result = await fewstep(["generate", "apple", "--out", "/proc/nowhere/a.png"], {
+      started: (child) => setTimeout(() => child.kill("SIGKILL"), 20_000).unref(),
+    });
+    expectRefusal(result, "--out /proc/nowhere/a.png: cannot write there");
+  });
+
+  // The temporary file is named after the process: one that is there already, and leads to the device that is
+  // always full, takes its place.
+  test.skipIf(!existsSync("/dev/full"))("on a full disk, with nothing left", async () => {
+    put("out/other.png", "stays");
+    const args = ["generate", "apple", "--model", TINY, "--steps", "1", "--out", at("out/a.png")];
+    const result = await fewstep(args, {
+      started: ({ pid }) => symlinkSync("/dev/full", at(`out/a.png.${pid}-0.tmp`)),
+    });
+    expectRefusal(result, `${at("out/a.png")}: the disk is full; nothing was written`);
+    expect(readdirSync(at("out"))).toEqual(["other.png"]);
+  });
+});
+
+describe("Ctrl-C", () => {
+  const interrupted = { code: 130, stdout: "" };
+
+  test("between steps: nothing is left", async () => {
+    const args = ["--negative", "x", "--guidance", "1", "--steps", "1000", "--batch", "32", "--model", TINY];
+    const { stderr, ...rest } = await fewstep(["generate", "apple", ...args, "--out", at("out/")], {
+      // The remark on --negative comes when the model is loaded.
+      started: (child) => child.stderr!.once("data", () => setTimeout(() => child.kill("SIGINT"), 200)),
+    });
+    expect(stderr).toMatch(/--negative has no effect.*\nfewstep: interrupted\n$/);
+    expect(rest).toEqual(interrupted);
+    expect(readdirSync(at("out"))).toEqual([]);
+  });
+
+  test("between pictures: those that are there are whole", async () => {
+    put("out/first.txt", "");
+    const args = [
+      "generate",
+      "apple",
+      "--steps",
+      "1",
+      "--batch",
+      "256",
+      "--model",
+      TINY,
+      "--out",
+      at("out/"),
+    ];
+    const result = await fewstep(args, {
+      started: (child) => {
+        const watcher = watch(at("out"), (_, name) => {
+          if (!name?.endsWith(".tmp")) return;
+          watcher.close();
+          child.kill("SIGINT");
+        });
+      },
+    });
+    expect(result).toEqual({ ...interrupted, stderr: "fewstep: interrupted\n" });
+    const names = readdirSync(at("out")).filter((name) => name !== "first.txt");
+    expect(names.length).toBeLessThan(256);
+    for (const name of names) {
+      expect(name).toMatch(/\.png$/);
+      await readPng(readFileSync(at("out", name)));
+    }
+  });
+});
