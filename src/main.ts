@@ -3,10 +3,11 @@
 export {
   bundledModel,
   type DenoiseStep,
-  type GeneratedPicture,
+  GeneratedPicture,
   type GenerateOptions,
   type LoadOptions,
   type ModelInfo,
+  type PictureSettings,
   SDXL,
   type Timings,
 } from "./pipelines/index.ts";

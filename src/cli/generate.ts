@@ -1,19 +1,15 @@
 /** @file `fewstep generate`: a prompt becomes PNG files. */
 
 import { randomInt } from "node:crypto";
-import { basename } from "node:path";
 import process from "node:process";
 import { type Command, Option } from "commander";
-import type { Picture } from "../platform/index.ts";
+import type { GeneratedPicture } from "../pipelines/index.ts";
+import { SAMPLERS } from "../samplers/index.ts";
 import { UsageError } from "./errors.ts";
 import { outputTarget, picturePaths, type Target } from "./files.ts";
 import { numberFrom, parseSeed, parseSize, type Size, wholeNumber } from "./options.ts";
 import { startProgress } from "./progress.ts";
 import { DISPLAYS, type Display, detectDisplay, displayPicture } from "./terminal.ts";
-import { version } from "./version.ts";
-
-/** Command-line names of the samplers, and the names other programs know them by. */
-const SAMPLERS = { euler: "Euler", ddim: "DDIM" } as const;
 
 interface GenerateOptions {
   steps?: number;
@@ -22,7 +18,7 @@ interface GenerateOptions {
   seed?: number | bigint;
   batch: number;
   size?: Size;
-  sampler: keyof typeof SAMPLERS;
+  sampler: string;
   model?: string;
   device: "cpu" | "webgpu" | "cuda";
   out?: string;
@@ -58,7 +54,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
   const target = outputTarget(options.out);
   const progress = await startProgress(!options.json && !options.quiet);
   try {
-    const { SAMPLERS: samplers, SDXL, bundledModel } = await import("../index.node.ts");
+    const { SDXL, bundledModel } = await import("../index.node.ts");
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
     await using sdxl = await SDXL.load(folder, { device });
@@ -71,7 +67,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const settings = { steps, guidance, sampler, width, height };
     const images = await sdxl.textToImage(prompt, {
       ...settings,
-      sampler: samplers[sampler],
+      sampler: SAMPLERS[sampler],
       negativePrompt: negative,
       seed,
       batch,
@@ -79,8 +75,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     });
 
     const start = performance.now();
-    const model = basename(folder);
-    const saved = await savePictures(images, target, { prompt, negative, model, ...settings });
+    const saved = await savePictures(images, target);
     progress.stop();
     const seconds = {
       ...sdxl.timings,
@@ -90,6 +85,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const files = saved.map((picture) => picture.file);
     const seeds = images.map((image) => image.seed);
     if (options.json) {
+      const { model } = images[0].settings;
       const common = { prompt, negative, model, ...settings, device, seconds };
       printJson({ file: files[0], files, seed: seeds[0], seeds, ...common });
     } else if (options.quiet) console.log(files.join("\n"));
@@ -118,27 +114,13 @@ function sizeFor(info: { sampleSize: number; vaeScaleFactor: number }, size?: Si
 
 interface Saved {
   file: string;
-  picture: Picture;
+  picture: GeneratedPicture;
   png: Uint8Array;
 }
 
-interface Settings {
-  prompt: string;
-  negative: string;
-  model: string;
-  steps: number;
-  guidance: number;
-  sampler: keyof typeof SAMPLERS;
-  width: number;
-  height: number;
-}
-
-async function savePictures(
-  pictures: readonly (Picture & { seed: number | bigint })[],
-  target: Target,
-  { prompt, negative, model, steps, guidance, sampler, width, height }: Settings,
-): Promise<Saved[]> {
-  const { atomicWrite, encodePng, formatParameters } = await import("../platform/index.ts");
+async function savePictures(pictures: readonly GeneratedPicture[], target: Target): Promise<Saved[]> {
+  const { atomicWrite } = await import("../platform/index.ts");
+  const { prompt } = pictures[0].settings;
   const files = picturePaths(
     target,
     prompt,
@@ -146,17 +128,7 @@ async function savePictures(
   );
   const saved: Saved[] = [];
   for (const [i, picture] of pictures.entries()) {
-    const text = formatParameters(prompt, negative, {
-      Steps: steps,
-      Sampler: SAMPLERS[sampler],
-      "CFG scale": guidance,
-      Seed: picture.seed,
-      Size: `${width}x${height}`,
-      Model: model,
-      RNG: "CPU", // noise is that of torch's CPU generator
-      Version: `fewstep ${version()}`,
-    });
-    const png = await encodePng(picture, [{ keyword: "parameters", text }]);
+    const png = await picture.png();
     await atomicWrite(files[i], png);
     saved.push({ file: files[i], picture, png });
   }

@@ -3,6 +3,7 @@
 
 import process from "node:process";
 import { Command } from "commander";
+import { version } from "../platform/index.ts";
 import { handleSignals } from "./cleanup.ts";
 import { dataCommand } from "./data.ts";
 import { report } from "./errors.ts";
@@ -10,7 +11,6 @@ import { evalCommand } from "./eval.ts";
 import { generateCommand } from "./generate.ts";
 import { infoCommand } from "./info.ts";
 import { trainCommand } from "./train.ts";
-import { version } from "./version.ts";
 
 const program = new Command("fewstep")
   .description("Text to pictures in few steps, and the trainer that makes such models.")

@@ -1,5 +1,6 @@
-export { readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
+export { GeneratedPicture, type PictureSettings } from "./picture.ts";
 export {
   copyComponent,
   copyTokenizer,

@@ -3,7 +3,7 @@
  */
 
 import { existsSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { graph, input, symbol } from "../graph/index.ts";
 import {
@@ -37,8 +37,9 @@ import {
 } from "../samplers/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
 import type { ClipTokenizer } from "../tokenizers/index.ts";
-import { readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+import { readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
 import { denormalizeLatents } from "./latents.ts";
+import { GeneratedPicture } from "./picture.ts";
 
 export interface LoadOptions {
   /** Default "cpu". */
@@ -78,10 +79,6 @@ export interface DenoiseStep {
   total: number;
   /** The sampler's estimate of the clean latents, [B,4,h,w]. */
   denoised: FloatTensor;
-}
-
-export interface GeneratedPicture extends Picture {
-  seed: number | bigint;
 }
 
 export interface ModelInfo {
@@ -157,10 +154,10 @@ export class SDXL implements AsyncDisposable {
   }
 
   /**
-   * Loads a model folder in diffusers layout.
+   * Loads a model folder in diffusers layout; by default the bundled model.
    * @throws one sentence when a component is missing or does not fit its config.
    */
-  static async load(folder: string, { device = "cpu", threads }: LoadOptions = {}): Promise<SDXL> {
+  static async load(folder = bundledModel(), { device = "cpu", threads }: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
     const parts = await readComponents(folder);
     const options = { device, threads };
@@ -182,8 +179,20 @@ export class SDXL implements AsyncDisposable {
     let next = await steps.next();
     for (; !next.done; next = await steps.next()) options.onStep?.(next.value);
     const pictures = await this.decode(next.value);
-    const { seed = 0 } = options;
-    return pictures.map((p, i) => ({ ...p, seed: options.noiseRule === "stream" ? seed : seedOf(seed, i) }));
+    const { batch = 1, seed = 0, negativePrompt = "", sampler = euler, noiseRule } = options;
+    const { steps: evaluations, guidance } = { ...this.info.defaults, ...defined(options) };
+    return pictures.map(
+      (picture, i) =>
+        new GeneratedPicture(picture, {
+          prompt: [prompt].flat()[Math.floor(i / batch)],
+          negativePrompt,
+          steps: evaluations,
+          guidance,
+          seed: noiseRule === "stream" ? seed : seedOf(seed, i),
+          sampler: sampler.title,
+          model: basename(resolve(this.parts.folder)),
+        }),
+    );
   }
 
   /** Yields after every step and returns the latents; leave the loop to cancel. */
@@ -321,11 +330,18 @@ export class SDXL implements AsyncDisposable {
 }
 
 async function readComponents(folder: string): Promise<Components> {
-  const index = await readJson(join(folder, "model_index.json"));
-  const config = (part: string, file = "config.json") => readJson(join(folder, part, file));
+  const file = join(folder, "model_index.json");
+  if (!existsSync(file))
+    throw new Error(
+      `${folder}: ${existsSync(folder) ? "no model_index.json there" : "no such folder"}; ` +
+        "name a folder in diffusers layout, which has one",
+    );
+  const index = await readJson(file);
+  const config = <T>(part: string, parse: (json: unknown) => T) =>
+    readConfig(join(folder, part, "config.json"), parse);
   const text = [
-    clipTextConfig(await config("text_encoder")),
-    clipTextConfig(await config("text_encoder_2")),
+    await config("text_encoder", clipTextConfig),
+    await config("text_encoder_2", clipTextConfig),
   ] as const;
   const defaults = index.fewstep as Partial<ModelInfo["defaults"]> | undefined;
   return {
@@ -335,9 +351,9 @@ async function readComponents(folder: string): Promise<Components> {
       await readTokenizer(join(folder, "tokenizer_2")),
     ],
     text,
-    unet: unetConfig(await config("unet")),
-    vae: vaeConfig(await config("vae")),
-    scheduler: schedulerConfig(await config("scheduler", "scheduler_config.json")),
+    unet: await config("unet", unetConfig),
+    vae: await config("vae", vaeConfig),
+    scheduler: await readConfig(join(folder, "scheduler", "scheduler_config.json"), schedulerConfig),
     zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
     // diffusers ignores keys it does not know; these are the settings the model was judged with.
     defaults: { steps: defaults?.steps ?? 30, guidance: defaults?.guidance ?? 5 },
@@ -378,11 +394,15 @@ async function compileUNet({ folder, unet: config, text }: Components, run: Run)
   return compile(g, { ...(await weightsOf(g, { "": weightsFile(join(folder, "unet")) })), ...run });
 }
 
+/** Keys of a VAE that decoding leaves alone. */
+const ENCODER = /^(encoder|quant_conv)\./;
+
 async function compileVae({ folder, vae: config }: Components, run: Run): Promise<Program> {
   const [B, H, W] = ["B", "H", "W"].map(symbol);
   const latents = input("latents", "float32", [B, config.latent_channels, H, W]);
   const g = graph({ pictures: vaeDecode(rootScope(), config, latents) });
-  return compile(g, { ...(await weightsOf(g, { "": weightsFile(join(folder, "vae")) })), ...run });
+  const file = { "": weightsFile(join(folder, "vae")) };
+  return compile(g, { ...(await weightsOf(g, file, ENCODER)), ...run });
 }
 
 /** Each row `times` times, one after the other. */

@@ -8,6 +8,7 @@ import { alphasCumprod, roundHalfEven, sigmaOf, timestepsOf } from "./schedule.t
 
 export const ddim: Sampler = {
   name: "ddim",
+  title: "DDIM",
   plan(config, steps, spacing = config.timestep_spacing) {
     const all = Float32Array.from(alphasCumprod(config), sigmaOf);
     const N = config.num_train_timesteps;

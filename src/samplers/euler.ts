@@ -5,6 +5,7 @@ import { alphasCumprod, sigmaOf, timestepsOf } from "./schedule.ts";
 
 export const euler: Sampler = {
   name: "euler",
+  title: "Euler",
   plan(config, steps, spacing = config.timestep_spacing) {
     const all = Float32Array.from(alphasCumprod(config), sigmaOf);
     const timesteps = Float32Array.from(timestepsOf(config, steps, spacing));

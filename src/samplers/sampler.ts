@@ -18,6 +18,8 @@ export interface SamplerStep {
 
 export interface Sampler {
   readonly name: string;
+  /** The name that stable-diffusion-webui shows and writes into pictures. */
+  readonly title: string;
   /** Timesteps and sigmas; `spacing` defaults to the config's. */
   plan(config: SchedulerConfig, steps: number, spacing?: Spacing): Plan;
   /** Walks the plan from x; yields after every step and returns the latents. */

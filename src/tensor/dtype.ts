@@ -43,10 +43,6 @@ export const DTYPES: Record<DType, DTypeInfo> = {
   bfloat16: { bytes: 2, onnx: 16, array: Uint16Array },
 };
 
-export function isFloat(dtype: DType): boolean {
-  return dtype === "float32" || dtype === "float64" || dtype === "float16" || dtype === "bfloat16";
-}
-
 const f32 = new Float32Array(1);
 const u32 = new Uint32Array(f32.buffer);
 

@@ -1,8 +1,6 @@
 export {
-  type LoadedSafetensors,
   loadSafetensors,
   matchKeys,
   SafetensorsFile,
   saveSafetensors,
-  type TensorEntry,
 } from "./safetensors.ts";

@@ -1,0 +1,61 @@
+/** @file A picture that remembers how it was made. */
+
+import { atomicWrite, encodePng, formatParameters, type Picture, version } from "../platform/index.ts";
+
+/** What the same picture is made from again. */
+export interface PictureSettings {
+  prompt: string;
+  negativePrompt: string;
+  /** Network evaluations with a prompt. */
+  steps: number;
+  guidance: number;
+  /** Of the picture itself; under the batch rule "stream", of the whole batch. */
+  seed: number | bigint;
+  /** Title of the sampler. */
+  sampler: string;
+  /** Name of the model folder. */
+  model: string;
+}
+
+export class GeneratedPicture implements Picture {
+  readonly width: number;
+  readonly height: number;
+  readonly data: Uint8Array;
+  readonly settings: Readonly<PictureSettings>;
+
+  constructor({ width, height, data }: Picture, settings: PictureSettings) {
+    this.width = width;
+    this.height = height;
+    this.data = data;
+    this.settings = settings;
+  }
+
+  get seed(): number | bigint {
+    return this.settings.seed;
+  }
+
+  /** The settings as stable-diffusion-webui writes them. */
+  get parameters(): string {
+    const { prompt, negativePrompt, steps, sampler, guidance, seed, model } = this.settings;
+    return formatParameters(prompt, negativePrompt, {
+      Steps: steps,
+      Sampler: sampler,
+      "CFG scale": guidance,
+      Seed: seed,
+      Size: `${this.width}x${this.height}`,
+      Model: model,
+      RNG: "CPU", // noise is that of torch's CPU generator
+      Version: `fewstep ${version()}`,
+    });
+  }
+
+  /** A PNG file with the settings in its `parameters` text chunk. */
+  png(): Promise<Uint8Array> {
+    return encodePng(this, [{ keyword: "parameters", text: this.parameters }]);
+  }
+
+  /** Writes the PNG file, whole or not at all; creates the folder. */
+  async save(path: string): Promise<void> {
+    await atomicWrite(path, await this.png());
+  }
+}
