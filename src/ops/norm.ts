@@ -94,10 +94,11 @@ const groupNormOp: OpDef = {
     const channel = emit.constant(ints([y.rank - 1], [shape[1] as number, ...shape.slice(2).map(() => 1)]));
     const [rows] = emit.node("Reshape", [x, emit.constant(ints([3], [0, groups, -1]))]);
     const n = isStatic(shape) ? (sizeDim(shape.slice(1)) as number) / groups : 1;
-    const one = emit.constant(floats([n], new Float32Array(n).fill(1)));
+    let ones = emit.constant(floats([n], new Float32Array(n).fill(1)));
+    if (!isStatic(shape)) [ones] = emit.node("Expand", [ones, emit.node("Shape", [rows], { start: 2 })[0]]);
     const [xhat, mean, rstd] = emit.node(
       "LayerNormalization",
-      [rows, one],
+      [rows, ones],
       { axis: -1, epsilon: { float: y.attrs.eps as number } },
       { outputs: 3 },
     );

@@ -1,6 +1,7 @@
 /** @file Node: onnxruntime-node. */
 
-import { InferenceSession, Tensor } from "onnxruntime-node";
+import { env, InferenceSession, Tensor } from "onnxruntime-node";
 import { bindPlatform } from "./platform.ts";
 
+env.logLevel = "fatal"; // errors are thrown
 bindPlatform({ name: "node", InferenceSession, Tensor });

@@ -34,23 +34,33 @@ export interface CompileOptions extends EmitOptions {
   profile?: string;
 }
 
-/** Builds a session for a graph. */
+/** What ONNX Runtime says of a device that is not there: no adapter, or no library for it. */
+const MISSING_DEVICE = /WebGpuContext|adapter|shared library|AppendExecutionProvider/;
+
+/**
+ * Builds a session for a graph.
+ * @throws a sentence when the device is not there.
+ */
 export async function compile(g: Graph, options: CompileOptions = {}): Promise<Program> {
   const { device = "cpu", threads = 0, state = {}, externalData, profile } = options;
   const bytes = emitOnnx(g, options);
   const onDevice = device !== "cpu";
-  const session = await platform().InferenceSession.create(bytes, {
+  const { InferenceSession } = platform();
+  const session = await InferenceSession.create(bytes, {
     executionProviders: onDevice ? [device, "cpu"] : ["cpu"],
     intraOpNumThreads: threads,
     interOpNumThreads: 1,
     graphOptimizationLevel: "all",
-    logSeverityLevel: 3,
+    logSeverityLevel: 4, // errors are thrown
     externalData,
     preferredOutputLocation:
       device === "webgpu"
         ? Object.fromEntries(Object.keys(state).map((k) => [k, "gpu-buffer" as const]))
         : undefined,
     ...(profile ? { enableProfiling: true, profileFilePrefix: profile } : {}),
+  }).catch((error: Error) => {
+    if (!MISSING_DEVICE.test(error.message)) throw error;
+    throw new Error(`device ${device} cannot be used on this machine; use "cpu"`, { cause: error });
   });
   const fixed = options.weights ?? new Map();
   const leaves = [

@@ -2,10 +2,10 @@
 
 import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
-import { graph, input } from "../../src/graph/index.ts";
-import "../../src/ops/index.ts";
+import { type Dim, graph, input, parameter, symbol } from "../../src/graph/index.ts";
+import { attention, groupNormalization, layerNormalization, resizeNearest } from "../../src/ops/index.ts";
 import { compile } from "../../src/runtime/index.ts";
-import { floats, ints } from "../../src/tensor/index.ts";
+import { floats, Generator, type HostTensor, ints } from "../../src/tensor/index.ts";
 import { runtimes } from "../contract/runtimes.ts";
 
 const count = input("count", "float32", [4]);
@@ -34,6 +34,46 @@ describe.each(runtimes)("$name", ({ device, skip }) => {
     expect((await program.run({ by: one })).doubled.data[0]).toBe(20);
     expect((await program.get("count")).data[0]).toBe(11);
   });
+});
+
+/** Operators whose ONNX form depends on whether sizes are known. */
+function normsAndAttention(B: Dim, H: Dim, W: Dim) {
+  const x = input("x", "float32", [B, 4, H, W]);
+  const [scale, bias] = ["scale", "bias"].map((name) => parameter(name, [4], { kind: "constant", value: 0 }));
+  const rows = groupNormalization(x, scale, bias, { groups: 2 }).reshape([B, 4, -1]).transpose([0, 2, 1]);
+  const y = attention(layerNormalization(rows, scale, bias), rows, rows, { heads: 2 });
+  return graph({ y, larger: resizeNearest(x, [6, 8]) });
+}
+
+describe.each(runtimes)("open sizes, $name", ({ device, skip, tolerance }) => {
+  test.skipIf(skip)("one program for all sizes does what programs of each size do", async () => {
+    const g = new Generator(0);
+    const weights = new Map<string, HostTensor>([
+      ["scale", g.randn([4])],
+      ["bias", g.randn([4])],
+    ]);
+    const [B, H, W] = ["B", "H", "W"].map(symbol);
+    await using open = await compile(normsAndAttention(B, H, W), { device, weights, threads: 1 });
+    for (const [b, h, w] of [
+      [1, 3, 4],
+      [2, 2, 2],
+    ]) {
+      const feeds = { x: g.randn([b, 4, h, w]) };
+      await using closed = await compile(normsAndAttention(b, h, w), { weights, threads: 1 });
+      const [actual, expected] = [await open.run(feeds), await closed.run(feeds)];
+      for (const [name, { shape, data }] of Object.entries(expected)) {
+        expect(actual[name].shape).toEqual(shape);
+        const values = Array.from(data, Number);
+        const error = Math.max(...values.map((v, i) => Math.abs(v - Number(actual[name].data[i]))));
+        expect(error / Math.max(...values.map(Math.abs)), name).toBeLessThan(tolerance);
+      }
+    }
+  });
+});
+
+test.skipIf(process.env.FEWSTEP_GPU)("a device that is not there", async () => {
+  const broken = graph({ y: count.add(by) });
+  await expect(compile(broken, { device: "cuda" })).rejects.toThrow("device cuda cannot be used");
 });
 
 describe("refused by name", () => {
