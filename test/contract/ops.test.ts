@@ -3,6 +3,7 @@
  * on each runtime.
  */
 
+import { readdirSync, readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import {
@@ -506,6 +507,25 @@ for (const runtime of runtimes)
       });
     },
   );
+
+test("every operator has a case", () => {
+  const folder = new URL("../../src/ops/", import.meta.url);
+  const sources = readdirSync(folder).map((file) => readFileSync(new URL(file, folder), "utf8"));
+  const definition = /(?:\bname: |\b(?:unary|binary|reduction|activation)\(\s*)"([A-Z]\w*)"/g;
+  const defined = sources.flatMap((text) => [...text.matchAll(definition)].map((match) => match[1]));
+  expect(defined.length).toBeGreaterThan(40);
+  const graphs = cases.map((c) => {
+    const leaves = inputsOf(c).map((t, i) =>
+      parameter(`x${i}`, [...t.shape], { kind: "constant", value: 0 }),
+    );
+    const y = c.build(...leaves);
+    const gradients = (c.differentiable ?? true) ? vjp([y], [input("dy", "float32", y.shape)], leaves) : [];
+    return print(graph({ y, ...Object.fromEntries(gradients.map((v, i) => [`g${i}`, v])) }));
+  });
+  const used = new Set(graphs.flatMap((text) => [...text.matchAll(/ = (\w+)\(/g)].map((match) => match[1])));
+  // Project is a Gemm of open sizes: test/runtime/program.test.ts compares the two.
+  expect(defined.filter((name) => !used.has(name))).toEqual(["Project"]);
+});
 
 test("every parameter leaf is known by name", () => {
   expect(isParameter(parameter("w", [1], { kind: "constant", value: 0 }))).toBe(true);

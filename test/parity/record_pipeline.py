@@ -1,13 +1,15 @@
-"""Records a tiny random model folder and what diffusers' StableDiffusionXLPipeline makes of it.
+"""Records what diffusers' StableDiffusionXLPipeline makes of a tiny random model folder, and of the bundled model.
 
-    python record_pipeline.py
+    python record_pipeline.py [tiny | bundled]    both when none is named
 
-Writes tiny-sdxl (the folder), pipeline.json (the calls, in our names) and pipeline.safetensors:
-latents.<call> [B,4,h,w] and pictures.<call> uint8 [B,H,W,3].
+Writes tiny-sdxl (the folder), and for each of both <name>.json (the calls, in our names) and <name>.safetensors:
+latents.<call> [B,4,h,w] and pictures.<call> uint8 [B,H,W,3]. The names are pipeline and bundled.
 """
 
 import json
+import sys
 from collections import Counter
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -22,6 +24,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 CORPUS = "a red lighthouse at dusk, a blue bird on a green tree; the fish swims under the boat's light"
+BUNDLED = Path(__file__).parents[2] / "models" / "fewstep"
+BUNDLED_CALLS = {
+    "apple": {"prompt": "a red apple", "guidance": 4, "steps": 25, "seed": 1},
+    "negative": {"prompt": "cat face, noto style", "negativePrompt": "yellow", "guidance": 4, "steps": 8, "seed": 2},
+}
 CALLS = {  # no "!", which diffusers reads as padding where it is the padding token
     "guided": {"prompt": "A red lighthouse, at dusk.", "guidance": 5, "seed": 3},
     "plain": {"prompt": "the bird's tree 42", "guidance": 1, "seed": 2**33 + 5, "spacing": "trailing"},
@@ -112,33 +119,41 @@ def generate(pipeline, call):
         changes["clip_sample"] = False  # SDXL's setting, which the config of Euler does not hold
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **changes)
     batch = call.get("batch", 1)
-    latents = pipeline(
-        prompt=call["prompt"],
-        negative_prompt=call.get("negativePrompt"),
-        guidance_scale=call["guidance"],
-        num_inference_steps=4,
-        num_images_per_prompt=batch,
-        width=call.get("width", 64),
-        height=call.get("height", 64),
-        generator=[torch.Generator().manual_seed(call["seed"] + i) for i in range(batch)],
-        output_type="latent",
-    ).images
-    with torch.no_grad():
-        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-    pictures = pipeline.image_processor.postprocess(decoded, output_type="np")
-    return latents, torch.from_numpy((pictures * 255).round()).to(torch.uint8)
+
+    def run(output_type):
+        return pipeline(
+            prompt=call["prompt"],
+            negative_prompt=call.get("negativePrompt"),
+            guidance_scale=call["guidance"],
+            num_inference_steps=call["steps"],
+            num_images_per_prompt=batch,
+            width=call.get("width"),
+            height=call.get("height"),
+            generator=[torch.Generator().manual_seed(call["seed"] + i) for i in range(batch)],
+            output_type=output_type,
+        ).images
+
+    return run("latent"), torch.from_numpy((run("np") * 255).round()).to(torch.uint8)
+
+
+def record(name, folder, calls):
+    tensors = {}
+    for call_name, call in calls.items():
+        latents, pictures = generate(StableDiffusionXLPipeline.from_pretrained(folder), call)
+        tensors |= {f"latents.{call_name}": latents, f"pictures.{call_name}": pictures}
+        deviation = pictures.float().std()
+        print(f"{call_name}: {tuple(pictures.shape)}, latents to {latents.abs().max():.1f}, std {deviation:.0f}")
+    save(name, None, tensors)
+    (GOLDENS / f"{name}.json").write_text(json.dumps(calls, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    folder = GOLDENS / "tiny-sdxl"
-    tiny_pipeline(folder).save_pretrained(folder)
-    tensors = {}
-    for name, call in CALLS.items():
-        latents, pictures = generate(StableDiffusionXLPipeline.from_pretrained(folder), call)
-        tensors |= {f"latents.{name}": latents, f"pictures.{name}": pictures}
-        deviation = pictures.float().std()
-        print(f"{name}: {tuple(pictures.shape)}, latents to {latents.abs().max():.1f}, std {deviation:.0f}")
-    save("pipeline", None, tensors)
-    (GOLDENS / "pipeline.json").write_text(json.dumps(CALLS, indent=2) + "\n")
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o644)
+    parts = sys.argv[1:] or ["tiny", "bundled"]
+    if "tiny" in parts:
+        folder = GOLDENS / "tiny-sdxl"
+        tiny_pipeline(folder).save_pretrained(folder)
+        record("pipeline", folder, {name: {"steps": 4, **call} for name, call in CALLS.items()})
+        for path in folder.rglob("*.safetensors"):
+            path.chmod(0o644)
+    if "bundled" in parts:
+        record("bundled", BUNDLED, BUNDLED_CALLS)

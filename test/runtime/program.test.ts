@@ -3,7 +3,13 @@
 import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import { type Dim, graph, input, parameter, symbol } from "../../src/graph/index.ts";
-import { attention, groupNormalization, layerNormalization, resizeNearest } from "../../src/ops/index.ts";
+import {
+  attention,
+  groupNormalization,
+  layerNormalization,
+  project,
+  resizeNearest,
+} from "../../src/ops/index.ts";
 import { compile } from "../../src/runtime/index.ts";
 import { floats, Generator, type HostTensor, ints } from "../../src/tensor/index.ts";
 import { runtimes } from "../contract/runtimes.ts";
@@ -42,7 +48,13 @@ function normsAndAttention(B: Dim, H: Dim, W: Dim) {
   const [scale, bias] = ["scale", "bias"].map((name) => parameter(name, [4], { kind: "constant", value: 0 }));
   const rows = groupNormalization(x, scale, bias, { groups: 2 }).reshape([B, 4, -1]).transpose([0, 2, 1]);
   const y = attention(layerNormalization(rows, scale, bias), rows, rows, { heads: 2 });
-  return graph({ y, larger: resizeNearest(x, [6, 8]) });
+  const w = parameter("w", [6, 4], { kind: "constant", value: 0 });
+  return graph({
+    y,
+    projected: project(y, w),
+    shifted: project(y, w.slice(0, 0, 4), bias),
+    larger: resizeNearest(x, [6, 8]),
+  });
 }
 
 describe.each(runtimes)("open sizes, $name", ({ device, skip, tolerance }) => {
@@ -51,6 +63,7 @@ describe.each(runtimes)("open sizes, $name", ({ device, skip, tolerance }) => {
     const weights = new Map<string, HostTensor>([
       ["scale", g.randn([4])],
       ["bias", g.randn([4])],
+      ["w", g.randn([6, 4])],
     ]);
     const [B, H, W] = ["B", "H", "W"].map(symbol);
     await using open = await compile(normsAndAttention(B, H, W), { device, weights, threads: 1 });
