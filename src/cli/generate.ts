@@ -48,13 +48,16 @@ export function generateCommand(program: Command): void {
     .action(generate);
 }
 
+/** Apart: where `await using` stands too, tsc 6.0 leaves the extension of a dynamic import as it is. */
+const library = () => import("../index.node.ts");
+
 async function generate(words: readonly string[], options: GenerateOptions): Promise<void> {
   const { negative, sampler, device, batch, seed = randomInt(2 ** 32) } = options;
   const prompt = words.join(" ");
   const target = outputTarget(options.out);
   const progress = await startProgress(!options.json && !options.quiet);
   try {
-    const { SDXL, bundledModel } = await import("../index.node.ts");
+    const { SDXL, bundledModel } = await library();
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
     await using sdxl = await SDXL.load(folder, { device });

@@ -53,16 +53,18 @@ async function pictureFacts(path: string): Promise<Facts> {
   return { ...facts, prompt, negativePrompt, parameters: Object.fromEntries(fields), ...rest };
 }
 
+/** Apart: where `await using` stands too, tsc 6.0 leaves the extension of a dynamic import as it is. */
+const weightReader = () => import("../weights/index.ts");
+
 /** Counts over the tensors of one file; the data itself is not read. */
 async function weightFacts(path: string): Promise<Facts> {
-  const { SafetensorsFile } = await import("../weights/index.ts");
-  const { sizeOf } = await import("../tensor/index.ts");
+  const { SafetensorsFile } = await weightReader();
   await using file = await SafetensorsFile.open(path);
   let parameters = 0;
   let bytes = 0;
   const dtypes: Record<string, number> = {};
   for (const entry of file.entries.values()) {
-    parameters += sizeOf(entry.shape);
+    parameters += entry.shape.reduce((n, d) => n * d, 1);
     bytes += entry.bytes;
     dtypes[entry.dtype] = (dtypes[entry.dtype] ?? 0) + 1;
   }

@@ -1,0 +1,81 @@
+/** @file The command as it is installed: built to JavaScript, without tsx. */
+
+import { execFile } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { beforeAll, expect, test } from "vitest";
+import { readPng } from "../../src/platform/index.ts";
+import { at, plain, put } from "../data/temporary.ts";
+
+const run = promisify(execFile);
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
+const TINY = join(ROOT, "test/parity/goldens/tiny-sdxl");
+
+/** `fewstep ...args`, from `dist`. */
+const built = (...args: string[]) => run(process.execPath, [join(ROOT, "dist/cli/main.js"), ...args]);
+
+beforeAll(async () => {
+  await run(process.execPath, [join(ROOT, "node_modules/typescript/bin/tsc"), "-p", "tsconfig.build.json"], {
+    cwd: ROOT,
+  });
+}, 120_000);
+
+test("generate, and info of what it made", async () => {
+  const out = at("apple.png");
+  const { stdout } = await built(
+    "generate",
+    "a red apple",
+    "--seed",
+    "1",
+    "--steps",
+    "2",
+    "--out",
+    out,
+    "--json",
+  );
+  expect(JSON.parse(stdout)).toMatchObject({ file: out, seed: 1, model: "fewstep" });
+  expect(await readPng(readFileSync(out))).toMatchObject({ width: 64, height: 64 });
+  expect((await built("info", out)).stdout).toContain("a red apple");
+});
+
+test("info of weights and model folders", async () => {
+  const weights = join(TINY, "unet/diffusion_pytorch_model.safetensors");
+  expect(JSON.parse((await built("info", weights, "--json")).stdout)).toMatchObject({ kind: "weights" });
+  expect((await built("info", TINY)).stdout).toContain("UNet2DConditionModel");
+});
+
+test("train, with its workers", async () => {
+  const data = await plain("png", [16, 16]);
+  for (const name of ["a", "b", "c", "d"]) {
+    put(`pictures/${name}.png`, data);
+    put(`pictures/${name}.txt`, `picture ${name}`);
+  }
+  const recipe = put(
+    "recipe.json",
+    JSON.stringify({
+      task: "vae",
+      out: at("run"),
+      data: { kind: "pictures", path: at("pictures"), size: 16 },
+      steps: 2,
+      batch: 4,
+      microBatch: 2,
+      learningRate: { peak: 1e-3 },
+      config: {
+        block_out_channels: [4, 8],
+        layers_per_block: 1,
+        norm_num_groups: 2,
+        mid_block_add_attention: false,
+      },
+    }),
+  );
+  const { stderr } = await built("train", recipe);
+  expect(stderr).toContain("step 2/2");
+  expect(
+    JSON.parse((await built("info", at("run/vae/diffusion_pytorch_model.safetensors"), "--json")).stdout),
+  ).toMatchObject({
+    kind: "weights",
+  });
+});
