@@ -5,8 +5,7 @@ import { join } from "node:path";
 import type { BatchPlace } from "../data/index.ts";
 import { parametersOf } from "../graph/index.ts";
 import { removeAbandoned } from "../platform/index.ts";
-import type { HostTensor } from "../tensor/index.ts";
-import { Generator } from "../tensor/index.ts";
+import { castTensor, Generator, type HostTensor } from "../tensor/index.ts";
 import { loadSafetensors, saveSafetensors } from "../weights/index.ts";
 import { Logs } from "./logs.ts";
 import { initialValues, type LearningRate, learningRateAt, type Optimizer } from "./optimizer.ts";
@@ -175,7 +174,8 @@ function initialWeights(job: Job, seed: number): Record<string, HostTensor> {
       .filter((p) => !job.frozen?.has(p.name))
       .map((p) => {
         const fresh = initialValues(p.shape, p.init, random);
-        return [p.name, job.start?.[p.name] ?? fresh];
+        const start = job.start?.[p.name];
+        return [p.name, start ? castTensor(start, "float32") : fresh];
       }),
   );
 }

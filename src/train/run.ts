@@ -48,6 +48,8 @@ type Weights = Record<string, HostTensor>;
 interface Task {
   job: Job;
   finish(weights: Weights): Promise<void>;
+  /** Closes what batches are read from. */
+  close?(): Promise<void>;
 }
 
 export interface TrainOptions {
@@ -74,15 +76,27 @@ export async function* train(recipe: Recipe, options: TrainOptions = {}): AsyncG
     signal?.throwIfAborted(); // until the first step there is nothing to save
     options.onPrepare?.(...what);
   };
-  const { job, finish } = await prepare(recipe, { ...options, onPrepare });
+  const task = await prepare(recipe, { ...options, onPrepare });
+  try {
+    yield* run(recipe, task, { ...options, onPrepare });
+  } finally {
+    await task.close?.();
+  }
+}
+
+async function* run(
+  recipe: Recipe,
+  { job, finish }: Task,
+  { signal, onPrepare, replicas: most = availableParallelism() }: TrainOptions,
+): AsyncGenerator<Progress, void> {
   if ("start" in recipe && job.start) {
     const needed = parametersOf([job.loss]).map((p) => [p.name, p.shape]);
     matchKeys(`start ${recipe.start}`, Object.fromEntries(needed), job.start);
   }
   await saveJson(join(recipe.out, "recipe.json"), recipe);
   const micro = recipe.batch / recipe.microBatch;
-  const replicas = divisor(micro, options.replicas ?? availableParallelism());
-  onPrepare("building the training step");
+  const replicas = divisor(micro, most);
+  onPrepare?.("building the training step");
   const weights = yield* fit(job, {
     ...recipe,
     optimizer: adamw(recipe.optimizer),
@@ -299,7 +313,7 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
       await atomicWrite(join(out, `samples-${step}.png`), await sampleGrid(model, recipe.prompts));
     },
   });
-  return { job, finish: saveUNet };
+  return { job, finish: saveUNet, close: async () => cache[Symbol.asyncDispose]() };
 }
 
 /** One picture of each prompt, always with the same seeds. */

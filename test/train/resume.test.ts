@@ -8,7 +8,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
-import type { HostTensor } from "../../src/tensor/index.ts";
+import { castTensor, type HostTensor } from "../../src/tensor/index.ts";
 import { type FitOptions, type Job, type Progress, fit as start } from "../../src/train/index.ts";
 import { loadSafetensors } from "../../src/weights/index.ts";
 import { tinyFit } from "./tiny.ts";
@@ -302,4 +302,16 @@ test("previews get the averaged weights when they are due", async () => {
   expect(seen.map(([step]) => step)).toEqual([2, 4, 5]);
   expect(seen[2][1]).toEqual(weights);
   expect(seen[1][1]).not.toEqual(weights);
+});
+
+test("weights to start from may be stored in half precision", async () => {
+  const [job, options] = tinyFit(join(folder, "first"), { steps: 3 });
+  const { weights } = await finish(job, options);
+  const half = Object.fromEntries(Object.entries(weights).map(([k, t]) => [k, castTensor(t, "float16")]));
+  const rounded = Object.fromEntries(Object.entries(half).map(([k, t]) => [k, castTensor(t, "float32")]));
+  const [fromHalf, fromFloat] = [half, rounded].map(async (start, i) => {
+    const [next, nextOptions] = tinyFit(join(folder, `${i}`), { steps: 2 });
+    return (await finish({ ...next, start }, nextOptions)).steps.map((step) => step.loss);
+  });
+  expect(await fromHalf).toEqual(await fromFloat);
 });
