@@ -4,6 +4,7 @@
  * stage 1).
  */
 
+import { once } from "node:events";
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { grad, graph, input, inputsOf, nameOf, parametersOf, symbol, type Value } from "../graph/index.ts";
@@ -77,6 +78,9 @@ export interface ParallelOptions {
 
 /** Small enough for the second-level cache, large enough to hide the cost of a call. */
 const CHUNK = 1 << 18;
+
+/** Longer than a step of any network that CPUs train. */
+const CLOSE_MS = 10_000;
 
 /** Trains the parameters of a loss on several cores. Free it with `dispose`. */
 export class ParallelTrainer implements AsyncDisposable {
@@ -238,12 +242,23 @@ export class ParallelTrainer implements AsyncDisposable {
   }
 
   async dispose(): Promise<void> {
-    await Promise.all(this.workers.map((w) => w.terminate()));
+    await Promise.all(this.workers.map(ended));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }
+}
+
+/** To tear a thread down while it holds sessions may crash the process: it releases them and ends by itself. */
+async function ended(worker: Worker): Promise<void> {
+  if (worker.threadId === -1) return; // has ended
+  const exit = once(worker, "exit").catch(() => {});
+  worker.postMessage("close");
+  // One that waits for a replica that failed does not answer.
+  const late = setTimeout(() => worker.terminate(), CLOSE_MS);
+  await exit;
+  clearTimeout(late);
 }
 
 /** What tells the inputs of one variant from those of another. */

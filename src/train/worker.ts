@@ -146,9 +146,12 @@ function pull(which: readonly Chunk[]): void {
   for (const { start, length } of which) parameters.set(shared.subarray(start, start + length), start);
 }
 
-parentPort!.on("message", async (message: StepRequest | "import" | "export") => {
+parentPort!.on("message", async (message: StepRequest | "import" | "export" | "close") => {
   try {
-    if (message === "import") {
+    if (message === "close") {
+      for (const session of [update, ...backwards.values()]) await session.release();
+      parentPort!.close();
+    } else if (message === "import") {
       pull(chunks);
       exported.forEach((e, i) => {
         state[i].set(e);

@@ -309,9 +309,10 @@ test("weights to start from may be stored in half precision", async () => {
   const { weights } = await finish(job, options);
   const half = Object.fromEntries(Object.entries(weights).map(([k, t]) => [k, castTensor(t, "float16")]));
   const rounded = Object.fromEntries(Object.entries(half).map(([k, t]) => [k, castTensor(t, "float32")]));
-  const [fromHalf, fromFloat] = [half, rounded].map(async (start, i) => {
+  const losses: number[][] = [];
+  for (const [i, start] of [half, rounded].entries()) {
     const [next, nextOptions] = tinyFit(join(folder, `${i}`), { steps: 2 });
-    return (await finish({ ...next, start }, nextOptions)).steps.map((step) => step.loss);
-  });
-  expect(await fromHalf).toEqual(await fromFloat);
+    losses.push((await finish({ ...next, start }, nextOptions)).steps.map((step) => step.loss));
+  }
+  expect(losses[0]).toEqual(losses[1]);
 });
