@@ -3,7 +3,6 @@
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { beforeAll, expect, test } from "vitest";
@@ -14,14 +13,10 @@ const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const TINY = join(ROOT, "test/parity/goldens/tiny-sdxl");
 
-/** `fewstep ...args`, from `dist`. */
-const built = (...args: string[]) => run(process.execPath, [join(ROOT, "dist/cli/main.js"), ...args]);
+/** `fewstep ...args`, as npm links it. */
+const built = (...args: string[]) => run(join(ROOT, "dist/cli/main.js"), args);
 
-beforeAll(async () => {
-  await run(process.execPath, [join(ROOT, "node_modules/typescript/bin/tsc"), "-p", "tsconfig.build.json"], {
-    cwd: ROOT,
-  });
-}, 120_000);
+beforeAll(() => run("npm", ["run", "build"], { cwd: ROOT }), 120_000);
 
 test("generate, and info of what it made", async () => {
   const out = at("apple.png");
