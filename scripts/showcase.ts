@@ -5,7 +5,7 @@
 
 import process from "node:process";
 import { contactSheet } from "../src/data/index.ts";
-import { bundledModel, SDXL } from "../src/index.node.ts";
+import { SDXL } from "../src/index.node.ts";
 import { atomicWrite } from "../src/platform/index.ts";
 
 const PROMPTS = [
@@ -31,7 +31,7 @@ const PROMPTS = [
   "a book",
 ];
 
-await using sdxl = await SDXL.load(bundledModel());
+await using sdxl = await SDXL.load();
 const pictures = [];
 for (const prompt of PROMPTS) {
   const [picture] = await sdxl.textToImage(prompt, { seed: 1 });

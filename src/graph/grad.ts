@@ -91,7 +91,8 @@ const checkpointOp: OpDef = {
     const [body] = substitute([y], holes);
     const wrt = leaves.map((x) => holes.get(x) ?? x);
     const grads = vjp([body], [holes.get(dy)!], wrt);
-    // The rule moves onto fresh copies: the zero that depends on dy keeps the runtime from merging the copy with the original or running it early.
+    // The rule moves onto fresh copies: the zero that depends on dy keeps the runtime from merging the copy with
+    // the original or running it early.
     const late = dy.reshape([-1]).slice(0, 0, 1).mul(0);
     const fresh = (x: Value) =>
       x === dy || x.dtype !== dy.dtype ? x : x.add(late.reshape(x.shape.map(() => 1)));

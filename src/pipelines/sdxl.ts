@@ -179,15 +179,14 @@ export class SDXL implements AsyncDisposable {
     let next = await steps.next();
     for (; !next.done; next = await steps.next()) options.onStep?.(next.value);
     const pictures = await this.decode(next.value);
-    const { batch = 1, seed = 0, negativePrompt = "", sampler = euler, noiseRule } = options;
-    const { steps: evaluations, guidance } = { ...this.info.defaults, ...defined(options) };
+    const { batch, seed, negativePrompt, sampler, noiseRule, ...rest } = this.settings(options);
     return pictures.map(
       (picture, i) =>
         new GeneratedPicture(picture, {
           prompt: [prompt].flat()[Math.floor(i / batch)],
           negativePrompt,
-          steps: evaluations,
-          guidance,
+          steps: rest.steps,
+          guidance: rest.guidance,
           seed: noiseRule === "stream" ? seed : seedOf(seed, i),
           sampler: sampler.title,
           model: basename(resolve(this.parts.folder)),
@@ -200,15 +199,8 @@ export class SDXL implements AsyncDisposable {
     prompt: string | readonly string[],
     options: GenerateOptions = {},
   ): AsyncGenerator<DenoiseStep, FloatTensor> {
-    const { steps, guidance } = { ...this.info.defaults, ...defined(options) };
-    const {
-      batch: each = 1,
-      seed = 0,
-      noiseRule = "per-image",
-      negativePrompt = "",
-      sampler = euler,
-      signal,
-    } = options;
+    const { steps, guidance, seed, noiseRule, negativePrompt, sampler, ...rest } = this.settings(options);
+    const { batch: each, signal } = rest;
     const { width, height } = this.size(options);
     let started = performance.now();
     const prompts = [prompt].flat();
@@ -307,6 +299,18 @@ export class SDXL implements AsyncDisposable {
     const n = sample.data.length;
     const half = (from: number) => floats(sample.shape, out.data.subarray(from, from + n));
     return guide(half(n), half(0), guidance);
+  }
+
+  /** Options with their defaults. */
+  private settings(options: GenerateOptions) {
+    const defaults = {
+      batch: 1,
+      seed: 0,
+      noiseRule: "per-image" as const,
+      negativePrompt: "",
+      sampler: euler,
+    };
+    return { ...defaults, ...this.info.defaults, ...defined(options) };
   }
 
   private size({ width, height }: GenerateOptions): { width: number; height: number } {

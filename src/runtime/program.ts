@@ -132,7 +132,7 @@ export class Program implements AsyncDisposable {
     const copy = emitOnnx(graph({ copy: this.inputs.get(name)! }));
     const session = await platform().InferenceSession.create(copy, {
       executionProviders: [this.device, "cpu"],
-      logSeverityLevel: 3,
+      logSeverityLevel: 4,
     });
     const { copy: result } = await session.run({ [name]: t });
     await session.release();

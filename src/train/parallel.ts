@@ -79,7 +79,7 @@ export interface ParallelOptions {
 /** Small enough for the second-level cache, large enough to hide the cost of a call. */
 const CHUNK = 1 << 18;
 
-/** Longer than a step of any network that CPUs train. */
+/** After this long a replica that does not end by itself, as in the middle of a step, is terminated. */
 const CLOSE_MS = 10_000;
 
 /** Trains the parameters of a loss on several cores. Free it with `dispose`. */

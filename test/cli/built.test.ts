@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import { beforeAll, expect, test } from "vitest";
 import { readPng } from "../../src/platform/index.ts";
 import { at, plain, put } from "../data/temporary.ts";
+import { recipe } from "./recipe.ts";
 
 const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -43,30 +44,11 @@ test("info of weights and model folders", async () => {
 });
 
 test("train, with its workers", async () => {
-  const data = await plain("png", [16, 16]);
   for (const name of ["a", "b", "c", "d"]) {
-    put(`pictures/${name}.png`, data);
+    put(`pictures/${name}.png`, await plain("png", [8, 8]));
     put(`pictures/${name}.txt`, `picture ${name}`);
   }
-  const recipe = put(
-    "recipe.json",
-    JSON.stringify({
-      task: "vae",
-      out: at("run"),
-      data: { kind: "pictures", path: at("pictures"), size: 16 },
-      steps: 2,
-      batch: 4,
-      microBatch: 2,
-      learningRate: { peak: 1e-3 },
-      config: {
-        block_out_channels: [4, 8],
-        layers_per_block: 1,
-        norm_num_groups: 2,
-        mid_block_add_attention: false,
-      },
-    }),
-  );
-  const { stderr } = await built("train", recipe);
+  const { stderr } = await built("train", recipe({ steps: 2, batch: 4 }));
   expect(stderr).toContain("step 2/2");
   expect(
     JSON.parse((await built("info", at("run/vae/diffusion_pytorch_model.safetensors"), "--json")).stdout),
