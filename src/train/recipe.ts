@@ -123,8 +123,10 @@ const unet = z.strictObject({
   captions: count.default(6),
   /** Share of prompts dropped, for classifier-free guidance. */
   dropPrompt: fraction.default(0.1),
-  /** γ of min-SNR weighting (Hang et al. 2023); 0 for none. */
+  /** Bound γ on the signal-to-noise ratio in the loss weight (Hang et al. 2023); 0 for none. */
   minSnr: z.number().min(0).default(5),
+  /** Weight of the clean estimate's error: the bounded ratio, or that and one. */
+  weighting: z.enum(["snr", "snr+1"]).default("snr"),
   /** A UNet folder to start from, for fine-tuning. */
   start: z.string().optional(),
   /** What `generate` does when nothing is asked. */

@@ -249,7 +249,7 @@ function under(weights: Weights, prefix: string): Weights {
 
 async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promise<Task> {
   const { onPrepare = () => {} } = options;
-  const { config, out, seed, microBatch: batch, captions, dropPrompt, minSnr } = recipe;
+  const { config, out, seed, microBatch: batch, captions, dropPrompt, minSnr, weighting } = recipe;
   const vae = await readConfig(join(recipe.vae, "config.json"), vaeConfig);
   const vaeFile = weightsFile(recipe.vae);
   const scaleFactor = vaeScaleFactor(vae);
@@ -305,6 +305,7 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
     seed,
     dropPrompt,
     minSnr,
+    weighting,
     scaleFactor,
     alphasCumprod: alphasCumprod(schedulerConfig(SDXL_SCHEDULER)),
     start: recipe.start ? await loadWeights(recipe.start) : undefined,

@@ -17,7 +17,7 @@ import { type FloatTensor, floats, Generator, type HostTensor } from "../tensor/
 import type { ClipTokenizer } from "../tokenizers/index.ts";
 import { type ClipConfigs, clipLoss } from "./clip.ts";
 import type { Job } from "./fit.ts";
-import { encodePrompt, type TextConfigs, unetLoss } from "./unet.ts";
+import { encodePrompt, noiseErrorWeight, type SnrWeighting, type TextConfigs, unetLoss } from "./unet.ts";
 import { type VaeLossOptions, vaeLoss } from "./vae.ts";
 
 /** A generator for one micro-batch, so that every batch is known from its place alone. */
@@ -210,6 +210,7 @@ export interface UNetJobOptions {
   dropPrompt: number;
   /** γ of min-SNR weighting (Hang et al. 2023); 0 for none. */
   minSnr: number;
+  weighting: SnrWeighting;
   alphasCumprod: Float32Array;
   /** Pixels per latent position. */
   scaleFactor: number;
@@ -228,7 +229,7 @@ export function unetJob(
   bank: CaptionBank,
   options: UNetJobOptions,
 ): Job {
-  const { batch, seed, dropPrompt, minSnr, alphasCumprod, scaleFactor } = options;
+  const { batch, seed, dropPrompt, minSnr, weighting, alphasCumprod, scaleFactor } = options;
   const width = config.cross_attention_dim;
   const tokens = bank.hiddenSize / width;
   const [first, ...variants] = data.buckets.map((bucket) =>
@@ -259,15 +260,16 @@ export function unetJob(
       const timestep = floats([batch]);
       const weight = floats([batch]);
       const timeIds = floats([batch, 6]);
+      const offset = g.random();
       for (const [b, index] of indices.entries()) {
-        const t = g.integer(alphasCumprod.length);
+        // spread evenly, which makes the loss less noisy (Kingma et al. 2021, §4.3); pictures come in random order
+        const t = Math.floor(((b + offset) / batch) * alphasCumprod.length);
         const alpha = alphasCumprod[t];
         const [signal, noise] = [Math.sqrt(alpha), Math.sqrt(1 - alpha)];
         for (let i = b * n; i < (b + 1) * n; i++)
           sample.data[i] = signal * clean.data[i] + noise * target.data[i];
         timestep.data[b] = t;
-        const snr = alpha / (1 - alpha);
-        weight.data[b] = minSnr > 0 ? Math.min(snr, minSnr) / snr : 1;
+        weight.data[b] = noiseErrorWeight(alpha / (1 - alpha), minSnr, weighting);
         timeIds.data.set(data.timeIds(index), b * 6);
         const row = index * bank.perPicture + g.integer(bank.perPicture);
         if (g.random() < dropPrompt) continue; // zeros, as SDXL's empty prompt

@@ -65,3 +65,18 @@ export function unetLoss(
     .mean([1, 2, 3]);
   return { loss: error.mul(input("weight", "float32", [batch])).mean(), metrics: { mse: error.mean() } };
 }
+
+/** Which error of the clean estimate a loss weighs evenly; see `noiseErrorWeight`. */
+export type SnrWeighting = "snr" | "snr+1";
+
+/**
+ * Weight of the squared error of predicted noise at a signal-to-noise ratio. An error of the noise is one of the
+ * clean estimate times SNR, so dividing by SNR gives the clean estimate any weight: min(SNR, γ) (Hang et al. 2023),
+ * which all but ignores the noisiest steps, where a picture's layout is decided, or min(SNR, γ) + 1 (Salimans & Ho
+ * 2022, §4), the weight that predicting velocity has.
+ * @param gamma γ; 0 for no bound.
+ */
+export function noiseErrorWeight(snr: number, gamma: number, weighting: SnrWeighting): number {
+  const bounded = gamma > 0 ? Math.min(snr, gamma) : snr;
+  return (weighting === "snr+1" ? bounded + 1 : bounded) / snr;
+}
