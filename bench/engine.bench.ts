@@ -66,7 +66,7 @@ const { loss } = unetLoss(config, {
   pooled,
 });
 const optimizer = adamw();
-await using trainer = await ParallelTrainer.create({ loss, optimizer, replicas });
+await using trainer = await ParallelTrainer.create({ passes: [{ name: "", loss }], optimizer, replicas });
 const start: Record<string, HostTensor> = {};
 for (const { name, shape } of trainer.keys)
   start[name] = initialValues(shape, { kind: "normal", std: 0.02 }, () => g.random());

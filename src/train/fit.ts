@@ -3,16 +3,15 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { BatchPlace } from "../data/index.ts";
-import { parametersOf } from "../graph/index.ts";
 import { removeAbandoned } from "../platform/index.ts";
 import { castTensor, Generator, type HostTensor } from "../tensor/index.ts";
 import { loadSafetensors, saveSafetensors } from "../weights/index.ts";
 import { Logs } from "./logs.ts";
 import { initialValues, type LearningRate, learningRateAt, type Optimizer } from "./optimizer.ts";
-import { type ParallelOptions, ParallelTrainer } from "./parallel.ts";
+import { type ParallelOptions, ParallelTrainer, trainedBy } from "./parallel.ts";
 
-/** What is trained: a loss and where its batches come from. */
-export interface Job extends Pick<ParallelOptions, "loss" | "metrics" | "variants" | "frozen"> {
+/** What is trained: the passes of a step and where its batches come from. */
+export interface Job extends Pick<ParallelOptions, "passes" | "variants" | "frozen"> {
   /** Samples in one micro-batch of one replica. */
   batch: number;
   /** Inputs of one micro-batch. Must depend on nothing but its arguments, so that a resumed run is the same run. */
@@ -120,14 +119,15 @@ export async function* fit(
     const learningRate = learningRateAt(options.learningRate, step, steps);
     const emaDecay = Math.min(options.emaDecay, (1 + step) / (10 + step));
     const scalars = { ...options.optimizer.scalars(step + 1, learningRate), emaDecay };
-    const { metrics, norm } = await trainer.step(batches, scalars, options.clipNorm);
-    const { loss, ...others } = metrics;
-    if (!Number.isFinite(loss) || !Number.isFinite(norm))
+    const { metrics } = await trainer.step(batches, scalars, options.clipNorm);
+    const diverged = Object.entries(metrics).filter(([, value]) => !Number.isFinite(value));
+    if (diverged.length > 0)
       throw new Error(
-        `training diverged at step ${step}: loss ${loss}, gradient norm ${norm}; ${
+        `training diverged at step ${step}: ${diverged.map(([k, v]) => `${k} ${v}`).join(", ")}; ${
           existsSync(file) ? `the last checkpoint is ${file}` : "no checkpoint was written yet"
         }; lower the learning rate`,
       );
+    const { loss, grad_norm: norm, ...others } = metrics;
     const took = (performance.now() - started) / 1000;
     seconds = seconds === 0 ? took : seconds * 0.95 + took * 0.05;
     if (step % options.logEvery === 0 || step + 1 === steps)
@@ -170,8 +170,8 @@ function initialWeights(job: Job, seed: number): Record<string, HostTensor> {
   const generator = new Generator(seed);
   const random = () => generator.random();
   return Object.fromEntries(
-    parametersOf([job.loss])
-      .filter((p) => !job.frozen?.has(p.name))
+    job.passes
+      .flatMap((pass) => trainedBy(pass, job.frozen))
       .map((p) => {
         const fresh = initialValues(p.shape, p.init, random);
         const start = job.start?.[p.name];

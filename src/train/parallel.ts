@@ -7,7 +7,18 @@
 import { once } from "node:events";
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
-import { grad, graph, input, inputsOf, nameOf, parametersOf, symbol, type Value } from "../graph/index.ts";
+import {
+  type Graph,
+  grad,
+  graph,
+  input,
+  inputsOf,
+  nameOf,
+  type ParameterInfo,
+  parametersOf,
+  symbol,
+  type Value,
+} from "../graph/index.ts";
 import { type ExternalTensor, emitOnnx } from "../onnx/index.ts";
 import { floats, type HostTensor, sizeOf } from "../tensor/index.ts";
 import { type Optimizer, type StepScalars, scalarInputs } from "./optimizer.ts";
@@ -15,6 +26,8 @@ import { type Optimizer, type StepScalars, scalarInputs } from "./optimizer.ts";
 export interface Chunk {
   start: number;
   length: number;
+  /** Index of the pass that trains it. */
+  pass: number;
   /** Whether weight decay applies: matrices and kernels yes; biases and norms no. */
   decays: boolean;
 }
@@ -32,10 +45,10 @@ export interface ReplicaSetup {
   size: number;
   layout: Slot[];
   chunks: Chunk[];
-  metrics: string[];
+  passes: PassPlan[];
   stateNames: string[];
-  /** Models of the losses by the signature of their inputs. */
-  backward: Record<string, Uint8Array>;
+  /** Models of the passes by the signature of a micro-batch. */
+  models: Record<string, Uint8Array[]>;
   update: Uint8Array;
   parameters: SharedArrayBuffer;
   gradients: SharedArrayBuffer[];
@@ -53,7 +66,6 @@ export interface StepRequest {
 
 export interface StepReply {
   metrics: Record<string, number>;
-  norm: number;
 }
 
 /** A loss of one micro-batch, a scalar, with further scalars to report. */
@@ -62,13 +74,36 @@ export interface Loss {
   metrics?: Record<string, Value>;
 }
 
+/**
+ * One pass over a micro-batch: forward, and where there is a loss also backward and an update of the parameters that
+ * the pass trains. Parameters of other passes are read as they are then, and stay.
+ */
+export interface Pass extends Partial<Loss> {
+  /** Before `loss` and `grad_norm` in logs, unless it is "". */
+  name: string;
+  /** Whether it trains the parameter of this key. Default: all that are not frozen. */
+  trains?(key: string): boolean;
+  /** Values that later passes of the step take as inputs of these names. */
+  outputs?: Readonly<Record<string, Value>>;
+}
+
+/** A pass as the replicas need to know it. */
+interface PassPlan {
+  /** Reported scalars: name in the graph → name in logs. */
+  metrics: Record<string, string>;
+  outputs: string[];
+  /** Places of the parameters that it trains, one after the other in the flat arrays. */
+  start: number;
+  end: number;
+  /** Name of the gradient norm in logs. */
+  norm: string;
+}
+
 export interface ParallelOptions {
-  /** Loss of one micro-batch, a scalar. */
-  loss: Value;
-  /** Further scalars to report. */
-  metrics?: Record<string, Value>;
-  /** The same loss for inputs of other shapes; a micro-batch runs where its shapes fit. */
-  variants?: readonly Loss[];
+  /** What a step does with a micro-batch, in this order. */
+  passes: readonly Pass[];
+  /** The same passes for inputs of other shapes; a micro-batch runs where its shapes fit. */
+  variants?: readonly (readonly Pass[])[];
   optimizer: Optimizer;
   /** Default: one per core. */
   replicas?: number;
@@ -99,38 +134,25 @@ export class ParallelTrainer implements AsyncDisposable {
   }
 
   static async create({
-    loss,
-    metrics = {},
+    passes,
     variants = [],
     optimizer,
     replicas,
     frozen,
   }: ParallelOptions): Promise<ParallelTrainer> {
-    const trained = parametersOf([loss]).filter((p) => !frozen?.has(p.name));
-    const keys = trained.map((p) => p.name).sort();
-    const backward: Record<string, Uint8Array> = {};
-    for (const one of [{ loss, metrics }, ...variants]) {
-      const parameters = parametersOf([one.loss]).filter((p) => !frozen?.has(p.name));
-      if (
-        parameters
-          .map((p) => p.name)
-          .sort()
-          .join() !== keys.join()
-      )
-        throw new Error("all variants of a loss must have the same parameters");
-      const gradients = grad(
-        one.loss,
-        parameters.map((p) => p.value),
-      );
-      const g = graph({
-        loss: one.loss,
-        ...one.metrics,
-        ...Object.fromEntries(parameters.map((p, i) => [`grad.${p.name}`, gradients[i]])),
-      });
-      const shapes = inputsOf(g).map((v) => [nameOf(v), v.shape as number[]] as const);
-      backward[signature(shapes)] = emitOnnx(g, { weights: frozen });
+    const trained = passes.map((pass) => trainedBy(pass, frozen));
+    const keys = trained.flat().map((p) => p.name);
+    const twice = keys.find((key, i) => keys.indexOf(key) !== i);
+    if (twice) throw new Error(`two passes of a step train ${twice}`);
+    const models: Record<string, Uint8Array[]> = {};
+    for (const variant of [passes, ...variants]) {
+      const graphs = variant.map((pass) => passGraph(pass, frozen));
+      const others = variant.flatMap((pass) => trainedBy(pass, frozen).map((p) => p.name));
+      if ([...others].sort().join() !== [...keys].sort().join())
+        throw new Error("all variants of a step must have the same parameters");
+      models[signature(givenInputs(variant, graphs))] = graphs.map((g) => emitOnnx(g, { weights: frozen }));
     }
-    const { layout, chunks, size } = plan(trained);
+    const { layout, chunks, size, ranges } = plan(trained);
     const count = replicas ?? availableParallelism();
     const stateNames = [...optimizer.state, "ema"];
     const memory = () => new SharedArrayBuffer(size * 4);
@@ -140,9 +162,9 @@ export class ParallelTrainer implements AsyncDisposable {
       size,
       layout,
       chunks,
-      metrics: ["loss", ...Object.keys(metrics)],
+      passes: passes.map((pass, i) => passPlan(pass, ranges[i])),
       stateNames,
-      backward,
+      models,
       update: emitOnnx(updateGraph(optimizer)),
       parameters: memory(),
       gradients: Array.from({ length: count }, memory),
@@ -193,7 +215,7 @@ export class ParallelTrainer implements AsyncDisposable {
 
   /**
    * One optimiser step. `batches[rank]` are the micro-batches of a replica.
-   * @returns means over the replicas, and the norm of the averaged gradient before clipping.
+   * @returns means over the replicas; `grad_norm` is that of the averaged gradient before clipping.
    */
   async step(
     batches: readonly Record<string, HostTensor>[][],
@@ -204,7 +226,7 @@ export class ParallelTrainer implements AsyncDisposable {
     const metrics: Record<string, number> = {};
     for (const { metrics: m } of replies)
       for (const [k, v] of Object.entries(m)) metrics[k] = (metrics[k] ?? 0) + v / replies.length;
-    return { metrics, norm: replies[0].norm };
+    return { metrics };
   }
 
   /**
@@ -269,26 +291,75 @@ export function signature(inputs: readonly (readonly [name: string, shape: reado
     .join(" ");
 }
 
-/** Lays the parameters out in one flat array, those that decay first, and cuts it into chunks. */
-function plan(trained: readonly { name: string; shape: number[] }[]): {
+/** The parameters that a pass trains. */
+export function trainedBy(pass: Pass, frozen?: ReadonlyMap<string, unknown>): ParameterInfo[] {
+  if (!pass.loss) return [];
+  const free = parametersOf([pass.loss]).filter((p) => !frozen?.has(p.name));
+  return pass.trains ? free.filter((p) => pass.trains!(p.name)) : free;
+}
+
+function passGraph(pass: Pass, frozen: ParallelOptions["frozen"]): Graph {
+  const { loss, metrics, outputs } = pass;
+  if (!loss) return graph({ ...metrics, ...outputs });
+  const parameters = trainedBy(pass, frozen);
+  const gradients = grad(
+    loss,
+    parameters.map((p) => p.value),
+  );
+  const entries = parameters.map((p, i) => [`grad.${p.name}`, gradients[i]] as const);
+  return graph({ loss, ...metrics, ...outputs, ...Object.fromEntries(entries) });
+}
+
+function passPlan({ name, loss, metrics = {}, outputs = {} }: Pass, [start, end]: Range): PassPlan {
+  const logged = (metric: string) => (name === "" ? metric : `${name}_${metric}`);
+  const names = Object.keys(metrics).map((m) => [m, logged(m)]);
+  return {
+    metrics: Object.fromEntries(loss ? [["loss", logged("loss")], ...names] : names),
+    outputs: Object.keys(outputs),
+    start,
+    end,
+    norm: logged("grad_norm"),
+  };
+}
+
+/** Inputs of a micro-batch: all that no pass before gives. */
+function givenInputs(passes: readonly Pass[], graphs: readonly Graph[]): [string, number[]][] {
+  const given = new Map<string, number[]>();
+  const made = new Set<string>();
+  for (const [i, g] of graphs.entries()) {
+    for (const v of inputsOf(g)) if (!made.has(nameOf(v))) given.set(nameOf(v), v.shape as number[]);
+    for (const name of Object.keys(passes[i].outputs ?? {})) made.add(name);
+  }
+  return [...given];
+}
+
+type Range = readonly [start: number, end: number];
+
+/** Lays the parameters out in one flat array, pass by pass and those that decay first, and cuts it into chunks. */
+function plan(trained: readonly (readonly { name: string; shape: number[] }[])[]): {
   layout: Slot[];
   chunks: Chunk[];
   size: number;
+  ranges: Range[];
 } {
   const layout: Slot[] = [];
   const chunks: Chunk[] = [];
   let size = 0;
-  for (const decays of [true, false]) {
-    const from = size;
-    for (const { name, shape } of trained)
-      if (shape.length >= 2 === decays) {
-        layout.push({ name, shape, start: size, length: sizeOf(shape) });
-        size += sizeOf(shape);
-      }
-    for (let start = from; start < size; start += CHUNK)
-      chunks.push({ start, length: Math.min(CHUNK, size - start), decays });
-  }
-  return { layout, chunks, size };
+  const ranges = trained.map((parameters, pass): Range => {
+    const first = size;
+    for (const decays of [true, false]) {
+      const from = size;
+      for (const { name, shape } of parameters)
+        if (shape.length >= 2 === decays) {
+          layout.push({ name, shape, start: size, length: sizeOf(shape) });
+          size += sizeOf(shape);
+        }
+      for (let start = from; start < size; start += CHUNK)
+        chunks.push({ start, length: Math.min(CHUNK, size - start), pass, decays });
+    }
+    return [first, size];
+  });
+  return { layout, chunks, size, ranges };
 }
 
 /** The optimiser on one flat chunk of any length. */

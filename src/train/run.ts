@@ -13,7 +13,6 @@ import {
   loadPictures,
   type Skipped,
 } from "../data/index.ts";
-import { parametersOf } from "../graph/index.ts";
 import { clipTextConfig, type VaeConfig, vaeConfig, vaeScaleFactor } from "../models/index.ts";
 import {
   copyComponent,
@@ -39,6 +38,7 @@ import { ClipTokenizer, trainBpe } from "../tokenizers/index.ts";
 import { matchKeys, SafetensorsFile } from "../weights/index.ts";
 import { fit, type Job, type Progress } from "./fit.ts";
 import { adamw } from "./optimizer.ts";
+import { trainedBy } from "./parallel.ts";
 import { differences, fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
 import { clipJob, encodeCaptions, latentEncoder, unetJob, vaeJob } from "./tasks.ts";
 
@@ -90,7 +90,7 @@ async function* run(
   { signal, onPrepare, replicas: most = availableParallelism() }: TrainOptions,
 ): AsyncGenerator<Progress, void> {
   if ("start" in recipe && job.start) {
-    const needed = parametersOf([job.loss]).map((p) => [p.name, p.shape]);
+    const needed = job.passes.flatMap((pass) => trainedBy(pass, job.frozen)).map((p) => [p.name, p.shape]);
     matchKeys(`start ${recipe.start}`, Object.fromEntries(needed), job.start);
   }
   await saveJson(join(recipe.out, "recipe.json"), recipe);

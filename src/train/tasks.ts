@@ -17,6 +17,7 @@ import { type FloatTensor, floats, Generator, type HostTensor } from "../tensor/
 import type { ClipTokenizer } from "../tokenizers/index.ts";
 import { type ClipConfigs, clipLoss } from "./clip.ts";
 import type { Job } from "./fit.ts";
+import type { Loss } from "./parallel.ts";
 import { encodePrompt, noiseErrorWeight, type SnrWeighting, type TextConfigs, unetLoss } from "./unet.ts";
 import { type VaeLossOptions, vaeLoss } from "./vae.ts";
 
@@ -30,6 +31,12 @@ export function batchGenerator(seed: number, { step, micro }: BatchPlace): Gener
 /** Micro-batches of a dataset; any replica finds its own. */
 function batches(data: Dataset, batch: number, seed: number): BatchSampler {
   return batchSampler({ members: data.buckets.map((b) => b.members), batch, seed });
+}
+
+/** Steps that are one loss, for inputs of one or several shapes. */
+function singleLoss(first: Loss, variants: readonly Loss[] = []): Pick<Job, "passes" | "variants"> {
+  const pass = (loss: Loss) => [{ name: "", ...loss }];
+  return { passes: pass(first), variants: variants.map(pass) };
 }
 
 export interface VaeJobOptions extends VaeLossOptions {
@@ -47,8 +54,7 @@ export function vaeJob(config: VaeConfig, data: Dataset, options: VaeJobOptions)
   const [first, ...variants] = data.buckets.map((size) => vaeLoss(config, { batch, ...size }, weights));
   const sampler = batches(data, batch, seed);
   return {
-    ...first,
-    variants,
+    ...singleLoss(first, variants),
     batch,
     frozen,
     feeds: async (at) => {
@@ -132,8 +138,7 @@ export function clipJob(configs: ClipConfigs, data: Dataset, options: ClipJobOpt
   for (let i = 0; i < batch; i++) diagonal.data[i * (batch + 1)] = 1;
   const sampler = batches(data, batch, seed); // without repetition: a picture twice would be its own rival
   return {
-    loss,
-    metrics,
+    ...singleLoss({ loss, metrics }),
     batch,
     feeds: async (at) => {
       const g = batchGenerator(seed, at);
@@ -243,8 +248,7 @@ export function unetJob(
   );
   const sampler = batches(data, batch, seed);
   return {
-    ...first,
-    variants,
+    ...singleLoss(first, variants),
     batch,
     start: options.start,
     preview: options.preview,

@@ -50,56 +50,66 @@ const options: InferenceSession.SessionOptions = {
 };
 const create = (model: Uint8Array) => platform().InferenceSession.create(model, options);
 const update = await create(setup.update);
-const backwards = new Map<string, InferenceSession>();
-// A loss of one shape is built at once; where there are many, each when it is first needed.
-const models = Object.entries(setup.backward);
-if (models.length === 1) backwards.set(models[0][0], await create(models[0][1]));
+const sessions = new Map<string, Promise<InferenceSession>[]>();
+// Passes of one shape are built at once; where there are many, each when it is first needed.
+const shapes = Object.keys(setup.models);
+if (shapes.length === 1) await Promise.all(sessionsOf(shapes[0]));
 
-async function backwardOf(feeds: Record<string, HostTensor>): Promise<InferenceSession> {
-  const key = signature(Object.entries(feeds).map(([name, t]) => [name, t.shape]));
-  let session = backwards.get(key);
-  if (!session) {
-    const model = setup.backward[key];
-    if (!model)
-      throw new Error(`no loss takes the inputs ${key}; there are ${Object.keys(setup.backward).join("; ")}`);
-    session = await create(model);
-    backwards.set(key, session);
+function sessionsOf(key: string): Promise<InferenceSession>[] {
+  let found = sessions.get(key);
+  if (!found) {
+    const models = setup.models[key];
+    if (!models) throw new Error(`no loss takes the inputs ${key}; there are ${shapes.join("; ")}`);
+    found = models.map(create);
+    sessions.set(key, found);
   }
-  return session;
+  return found;
 }
 
 const parameterFeeds: Record<string, Tensor> = {};
-const gradientFetches: Record<string, Tensor | null> = Object.fromEntries(
-  setup.metrics.map((m) => [m, null]),
-);
+const gradientFetches: Record<string, Tensor> = {};
 for (const { name, shape, start, length } of setup.layout) {
   parameterFeeds[name] = toOrt(parameters.subarray(start, start + length), shape);
   gradientFetches[`grad.${name}`] = toOrt(gradient.subarray(start, start + length), shape);
 }
 
-async function backwardPass(microBatches: StepRequest["batches"]): Promise<Record<string, number>> {
-  const metrics: Record<string, number> = Object.fromEntries(setup.metrics.map((m) => [m, 0]));
-  const sum = microBatches.length > 1 ? new Float32Array(size) : gradient;
-  for (const [i, feeds] of microBatches.entries()) {
-    const inputs = Object.entries(feeds).map(([k, t]) => [k, toOrt(t.data, t.shape, t.dtype)]);
-    const backward = await backwardOf(feeds);
-    const out = await backward.run({ ...parameterFeeds, ...Object.fromEntries(inputs) }, gradientFetches);
-    for (const m of setup.metrics) metrics[m] += Number(out[m].data[0]) / microBatches.length;
-    if (i === 0 && sum !== gradient) sum.set(gradient);
-    else if (i > 0) for (let k = 0; k < size; k++) sum[k] += gradient[k];
+/** A micro-batch on its way through the passes. */
+interface MicroBatch {
+  key: string;
+  feeds: Record<string, Tensor>;
+}
+
+function microBatch(feeds: Record<string, HostTensor>): MicroBatch {
+  return {
+    key: signature(Object.entries(feeds).map(([name, t]) => [name, t.shape])),
+    feeds: Object.fromEntries(Object.entries(feeds).map(([k, t]) => [k, toOrt(t.data, t.shape, t.dtype)])),
+  };
+}
+
+/** Runs pass i: adds what it gives to the micro-batches, leaves the sum of their gradients; returns mean metrics. */
+async function runPass(i: number, batches: readonly MicroBatch[]): Promise<Record<string, number>> {
+  const { metrics: names, outputs, start, end } = setup.passes[i];
+  const metrics: Record<string, number> = Object.fromEntries(Object.values(names).map((m) => [m, 0]));
+  const sum = batches.length > 1 && end > start ? new Float32Array(end - start) : undefined;
+  for (const batch of batches) {
+    const session = await sessionsOf(batch.key)[i];
+    const feeds = session.inputNames.map((name) => [name, batch.feeds[name] ?? parameterFeeds[name]]);
+    const fetches = session.outputNames.map((name) => [name, gradientFetches[name] ?? null]);
+    const out = await session.run(Object.fromEntries(feeds), Object.fromEntries(fetches));
+    for (const [name, logged] of Object.entries(names))
+      metrics[logged] += Number(out[name].data[0]) / batches.length;
+    for (const name of outputs) batch.feeds[name] = out[name] as Tensor;
+    if (sum) for (let k = start; k < end; k++) sum[k - start] += gradient[k];
   }
-  if (sum !== gradient) gradient.set(sum);
-  // The other replicas need what they own; the own share stays here.
-  for (const { start, length } of others)
-    gradients[rank].set(gradient.subarray(start, start + length), start);
+  if (sum) gradient.set(sum, start);
   return metrics;
 }
 
-/** Mean gradient of the chunks this replica owns, in `gradient`; returns its squared norm. */
-function reduce(count: number): number {
+/** Mean gradient of some chunks of this replica, in `gradient`; returns its squared norm. */
+function reduce(own: readonly Chunk[], count: number): number {
   let sum = 0;
   const scale = 1 / (replicas * count);
-  for (const { start, length } of mine) {
+  for (const { start, length } of own) {
     const end = start + length;
     for (let r = 0; r < replicas; r++) {
       if (r === rank) continue;
@@ -116,18 +126,38 @@ function reduce(count: number): number {
 }
 
 async function step({ batches, scalars, clipNorm }: StepRequest): Promise<StepReply> {
-  const metrics = await backwardPass(batches);
+  const metrics: Record<string, number> = {};
+  const running = batches.map(microBatch);
+  for (const [i, { start, end, norm }] of setup.passes.entries()) {
+    Object.assign(metrics, await runPass(i, running));
+    if (end > start) metrics[norm] = await exchange(i, { count: batches.length, scalars, clipNorm });
+  }
+  return { metrics };
+}
+
+interface Exchange extends Pick<StepRequest, "scalars" | "clipNorm"> {
+  /** Micro-batches of each replica. */
+  count: number;
+}
+
+/** Averages the gradients of pass i and updates its parameters everywhere; returns the gradient's norm. */
+async function exchange(i: number, { count, scalars, clipNorm }: Exchange): Promise<number> {
+  const own = mine.filter((chunk) => chunk.pass === i);
+  const foreign = others.filter((chunk) => chunk.pass === i);
+  // The other replicas need what they own; the own share stays here.
+  for (const { start, length } of foreign)
+    gradients[rank].set(gradient.subarray(start, start + length), start);
   barrier();
-  squares[rank] = reduce(batches.length);
+  squares[rank] = reduce(own, count);
   barrier();
   const norm = Math.sqrt(squares.reduce((a, b) => a + b, 0));
   const clip = clipNorm === undefined ? 1 : Math.min(1, clipNorm / (norm + 1e-6));
-  for (const chunk of mine) {
+  for (const chunk of own) {
     const values = { ...scalars, clip, decay: chunk.decays ? scalars.decay : 1 };
     const feeds = Object.fromEntries(
       Object.entries(values).map(([k, v]) => [k, toOrt(Float32Array.of(v), [])]),
     );
-    const buffers = { p: parameters, ...Object.fromEntries(setup.stateNames.map((s, i) => [s, state[i]])) };
+    const buffers = { p: parameters, ...Object.fromEntries(setup.stateNames.map((s, j) => [s, state[j]])) };
     const tensors = Object.entries(buffers).map(([k, a]) => [k, view(a, chunk)] as const);
     // Updates are elementwise and read each tensor before writing it, so they run in place.
     await update.run(
@@ -138,8 +168,8 @@ async function step({ batches, scalars, clipNorm }: StepRequest): Promise<StepRe
     shared.set(parameters.subarray(start, start + length), start);
   }
   barrier();
-  pull(others);
-  return { metrics, norm };
+  pull(foreign);
+  return norm;
 }
 
 function pull(which: readonly Chunk[]): void {
@@ -149,7 +179,8 @@ function pull(which: readonly Chunk[]): void {
 parentPort!.on("message", async (message: StepRequest | "import" | "export" | "close") => {
   try {
     if (message === "close") {
-      for (const session of [update, ...backwards.values()]) await session.release();
+      const passes = await Promise.all([...sessions.values()].flat());
+      for (const session of [update, ...passes]) await session.release();
       parentPort!.close();
     } else if (message === "import") {
       pull(chunks);

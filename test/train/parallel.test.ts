@@ -1,6 +1,6 @@
 /** @file Data-parallel training computes what one program on the whole batch computes. */
 
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import { input, type ParameterInfo, parameter, parametersOf, type Value } from "../../src/graph/index.ts";
 import { gemm } from "../../src/ops/index.ts";
@@ -8,6 +8,7 @@ import { compile } from "../../src/runtime/index.ts";
 import { floats, Generator, type HostTensor } from "../../src/tensor/index.ts";
 import { type AdamWOptions, adamw, ParallelTrainer, trainStep } from "../../src/train/index.ts";
 import { initialValues, scalarFeeds } from "../../src/train/optimizer.ts";
+import type { Loss, Pass } from "../../src/train/parallel.ts";
 import { tinyBatch, tinyLoss } from "./tiny.ts";
 
 type Tensors = Record<string, HostTensor>;
@@ -35,6 +36,9 @@ function start(loss: Value): Tensors {
   const fresh = (p: ParameterInfo) => initialValues(p.shape, p.init, random);
   return Object.fromEntries(parametersOf([loss]).map((p) => [p.name, fresh(p)]));
 }
+
+/** A step that is one loss. */
+const one = (loss: Loss): Pass[] => [{ name: "", ...loss }];
 
 /** The whole-step program on batches of `batch` samples. */
 async function whole(batch: number, { optimizer: options, clipNorm, steps }: Run): Promise<Trace> {
@@ -67,7 +71,7 @@ async function split(
   const optimizer = adamw(options);
   const micro = batch / replicas / accumulate;
   const { loss, metrics } = tinyLoss(micro);
-  await using trainer = await ParallelTrainer.create({ loss, metrics, optimizer, replicas });
+  await using trainer = await ParallelTrainer.create({ passes: one({ loss, metrics }), optimizer, replicas });
   await trainer.load(start(loss));
   const trace: Trace = { loss: [], l1: [], norm: [], tensors: {} };
   for (let t = 0; t < steps; t++) {
@@ -77,10 +81,10 @@ async function split(
       ),
     );
     const scalars = { ...optimizer.scalars(t + 1, LEARNING_RATE), emaDecay: EMA_DECAY };
-    const { metrics: got, norm } = await trainer.step(batches, scalars, clipNorm);
+    const { metrics: got } = await trainer.step(batches, scalars, clipNorm);
     trace.loss.push(got.loss);
     trace.l1.push(got.l1);
-    trace.norm.push(norm);
+    trace.norm.push(got.grad_norm);
   }
   trace.tensors = await trainer.save();
   return trace;
@@ -175,7 +179,7 @@ test("tensors of several chunks reach every replica", async () => {
   const w = parameter("w", [width, width], { kind: "constant", value: 0 });
   const loss = gemm(input("x", "float32", [1, width]), w).sum();
   const optimizer = { ...adamw({ eps: 1e-3, weightDecay: 0 }) };
-  await using trainer = await ParallelTrainer.create({ loss, optimizer, replicas: 2 });
+  await using trainer = await ParallelTrainer.create({ passes: one({ loss }), optimizer, replicas: 2 });
   await trainer.load({ w: floats([width, width], new Float32Array(width ** 2).fill(1)) });
   // d loss / dw[i,j] = x[i], so the first step of Adam takes lr·x/(|x| + eps) off row i.
   const x = (r: number) =>
@@ -184,9 +188,9 @@ test("tensors of several chunks reach every replica", async () => {
       Float32Array.from({ length: width }, (_, i) => Math.cos(i) + r),
     );
   const scalars = { ...optimizer.scalars(1, LEARNING_RATE), emaDecay: 0.5 };
-  const { norm, metrics } = await trainer.step([[{ x: x(0) }], [{ x: x(1) }]], scalars);
+  const { metrics } = await trainer.step([[{ x: x(0) }], [{ x: x(1) }]], scalars);
   const mean = Array.from({ length: width }, (_, i) => Math.cos(i) + 0.5);
-  expect(norm / Math.sqrt(width * mean.reduce((s, g) => s + g * g, 0))).toBeCloseTo(1, 5);
+  expect(metrics.grad_norm / Math.sqrt(width * mean.reduce((s, g) => s + g * g, 0))).toBeCloseTo(1, 5);
   expect(metrics.loss / (width * mean.reduce((s, g) => s + g, 0))).toBeCloseTo(1, 4);
   const saved = await trainer.save();
   const expected = floats([width, width]);
@@ -204,14 +208,14 @@ test("saving and loading in between changes not one bit", async () => {
   const optimizer = adamw();
   const batches = (t: number) => [[tinyBatch(t * 8, 4)], [tinyBatch(t * 8 + 4, 4)]];
   const scalars = (t: number) => ({ ...optimizer.scalars(t + 1, LEARNING_RATE), emaDecay: EMA_DECAY });
-  await using first = await ParallelTrainer.create({ loss, optimizer, replicas: 2 });
+  await using first = await ParallelTrainer.create({ passes: one({ loss }), optimizer, replicas: 2 });
   await first.load(start(loss));
   for (let t = 0; t < 3; t++) await first.step(batches(t), scalars(t), 1);
   const middle = await first.save();
   for (let t = 3; t < 6; t++) await first.step(batches(t), scalars(t), 1);
   const end = await first.save();
   expect(distance(end["conv.weight"], middle["conv.weight"])).toBeGreaterThan(1e-3);
-  await using second = await ParallelTrainer.create({ loss, optimizer, replicas: 2 });
+  await using second = await ParallelTrainer.create({ passes: one({ loss }), optimizer, replicas: 2 });
   await second.load(middle);
   for (let t = 3; t < 6; t++) await second.step(batches(t), scalars(t), 1);
   expect(await second.save()).toEqual(end);
@@ -228,7 +232,7 @@ test("frozen parameters take part and stay out of the checkpoint", async () => {
   const scalars = { ...optimizer.scalars(1, LEARNING_RATE), emaDecay: EMA_DECAY };
   const { "conv.weight": frozen, ...rest } = all;
   await using trainer = await ParallelTrainer.create({
-    loss,
+    passes: one({ loss }),
     optimizer,
     replicas: 1,
     frozen: new Map([["conv.weight", frozen]]),
@@ -236,7 +240,7 @@ test("frozen parameters take part and stay out of the checkpoint", async () => {
   expect(trainer.keys.map((k) => k.name)).not.toContain("conv.weight");
   await trainer.load(rest);
   const { metrics } = await trainer.step([[tinyBatch(0, 4)]], scalars);
-  await using full = await ParallelTrainer.create({ loss, optimizer, replicas: 1 });
+  await using full = await ParallelTrainer.create({ passes: one({ loss }), optimizer, replicas: 1 });
   await full.load(all);
   expect(metrics.loss).toBeCloseTo((await full.step([[tinyBatch(0, 4)]], scalars)).metrics.loss, 6);
   const saved = await trainer.save();
@@ -246,7 +250,11 @@ test("frozen parameters take part and stay out of the checkpoint", async () => {
 
 test("what does not fit is named", async () => {
   const { loss } = tinyLoss(4);
-  await using trainer = await ParallelTrainer.create({ loss, optimizer: adamw(), replicas: 1 });
+  await using trainer = await ParallelTrainer.create({
+    passes: one({ loss }),
+    optimizer: adamw(),
+    replicas: 1,
+  });
   const { "out.bias": _, ...incomplete } = start(loss);
   await expect(trainer.load(incomplete)).rejects.toThrow("parameter out.bias needs shape [3], got nothing");
   const wrong = { ...start(loss), "out.bias": floats([4]) };
@@ -256,7 +264,7 @@ test("what does not fit is named", async () => {
 test("one replica's failure ends the step, though the others wait for it", async () => {
   const { loss } = tinyLoss(4);
   const optimizer = adamw();
-  await using trainer = await ParallelTrainer.create({ loss, optimizer, replicas: 2 });
+  await using trainer = await ParallelTrainer.create({ passes: one({ loss }), optimizer, replicas: 2 });
   await trainer.load(start(loss));
   const { x, y } = tinyBatch(0, 4);
   const broken = { x, y: floats([4, 2]) };
@@ -273,8 +281,65 @@ test("replicas that cannot start are not left behind", async () => {
   const workers = () =>
     process.getActiveResourcesInfo().filter((r) => r === "MessagePort" || r === "Worker").length;
   const before = workers();
-  await expect(ParallelTrainer.create({ loss, optimizer: adamw(), replicas: 2, frozen })).rejects.toThrow(
-    location,
-  );
+  await expect(
+    ParallelTrainer.create({ passes: one({ loss }), optimizer: adamw(), replicas: 2, frozen }),
+  ).rejects.toThrow(location);
   expect(workers()).toBe(before);
+});
+
+describe("a step of several passes", () => {
+  /** y = w·x learns to be t(x), and c·y to tell y from t(x): as a student, its teacher and a discriminator do. */
+  const x = input("x", "float32", [1]);
+  const [w, c] = ["w", "c"].map((name) => parameter(name, [1], { kind: "constant", value: 0 }));
+  const target = x.mul(parameter("t", [1], { kind: "constant", value: 0 }));
+  const [y, known] = [w.mul(x), input("target", "float32", [1])];
+  const passes: Pass[] = [
+    { name: "teacher", outputs: { target } },
+    {
+      name: "",
+      loss: y.sub(known).pow(2).sum().add(c.mul(y).sum()),
+      trains: (key) => key === "w",
+      outputs: { y },
+    },
+    {
+      name: "critic",
+      loss: c.mul(known.sub(input("y", "float32", [1]))).sum(),
+      metrics: { scale: c.sum() },
+      trains: (key) => key === "c",
+    },
+  ];
+  const frozen = new Map([["t", floats([1], [3])]]);
+  const optimizer = adamw({ betas: [0, 0.5], eps: 1e-12, weightDecay: 0 });
+  const scalars = { ...optimizer.scalars(1, 0.1), emaDecay: 0 };
+  const batch = (value: number) => ({ x: floats([1], [value]) });
+
+  test("each trains its own parameters, and what one gives the next can use", async () => {
+    await using trainer = await ParallelTrainer.create({ passes, optimizer, frozen, replicas: 2 });
+    expect(trainer.keys.map((k) => k.name)).toEqual(["w", "c"]);
+    await trainer.load({ w: floats([1], [1]), c: floats([1], [0.5]) });
+    const { metrics } = await trainer.step(
+      [
+        [batch(1), batch(3)],
+        [batch(2), batch(2)],
+      ],
+      scalars,
+    );
+    const means = { x: 2, xx: 18 / 4 };
+    expect(metrics.loss).toBeCloseTo(4 * means.xx + 0.5 * means.x, 5); // (w − t)²x² + c·w·x
+    expect(metrics.grad_norm).toBeCloseTo(Math.abs(-4 * means.xx + 0.5 * means.x), 5);
+    // the critic sees y of before the student's step
+    expect(metrics.critic_loss).toBeCloseTo(0.5 * (3 - 1) * means.x, 5);
+    expect(metrics.critic_grad_norm).toBeCloseTo(2 * means.x, 5);
+    expect(metrics.critic_scale).toBeCloseTo(0.5, 6);
+    const saved = await trainer.save();
+    expect(Number(saved.w.data[0])).toBeCloseTo(1.1, 5); // Adam's first step is the learning rate
+    expect(Number(saved.c.data[0])).toBeCloseTo(0.4, 5);
+  });
+
+  test("two that train the same are refused", async () => {
+    const both = passes.map((pass) => ({ ...pass, trains: undefined }));
+    await expect(ParallelTrainer.create({ passes: both, optimizer, frozen, replicas: 1 })).rejects.toThrow(
+      "two passes of a step train",
+    );
+  });
 });

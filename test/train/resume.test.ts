@@ -271,7 +271,7 @@ describe("a loss that is not a number", () => {
   test("stops the run and keeps the last checkpoint, from which it goes on", async () => {
     const [job, options] = tinyFit(folder);
     await expect(finish(poison(job, 3), options)).rejects.toThrow(
-      `training diverged at step 3: loss NaN, gradient norm NaN; the last checkpoint is ${folder}/checkpoint.safetensors; lower the learning rate`,
+      `training diverged at step 3: loss NaN, l1 NaN, grad_norm NaN; the last checkpoint is ${folder}/checkpoint.safetensors; lower the learning rate`,
     );
     expect(await saved(folder)).toBe(3);
     expect(log(folder)).toEqual(whole[1].rows.slice(0, 3));

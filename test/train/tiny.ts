@@ -40,7 +40,7 @@ export function tinyFit(
   { batch = 2, replicas = 1, steps = 12 }: { batch?: number; replicas?: number; steps?: number } = {},
 ): [Job, FitOptions] {
   const job: Job = {
-    ...tinyLoss(batch),
+    passes: [{ name: "", ...tinyLoss(batch) }],
     batch,
     feeds: async ({ step, micro, micros }) => tinyBatch((step * micros + micro) * batch, batch),
   };
