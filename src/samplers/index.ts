@@ -1,8 +1,9 @@
 import { ddim } from "./ddim.ts";
 import { euler } from "./euler.ts";
+import { lcm } from "./lcm.ts";
 import type { Sampler } from "./sampler.ts";
 
-export { initialNoise, type NoiseOptions, type NoiseRule, seedOf } from "./noise.ts";
+export { initialNoise, type NoiseOptions, type NoiseRule, noiseStream, seedOf } from "./noise.ts";
 export {
   type Denoiser,
   guide,
@@ -14,12 +15,14 @@ export {
 export {
   alphasCumprod,
   type Plan,
+  PREDICTION_TYPES,
   type PredictionType,
   type SchedulerConfig,
+  SPACINGS,
   type Spacing,
   schedulerConfig,
 } from "./schedule.ts";
-export { ddim, euler };
+export { ddim, euler, lcm };
 
 /** All samplers by name. */
-export const SAMPLERS: Readonly<Record<string, Sampler>> = { euler, ddim };
+export const SAMPLERS: Readonly<Record<string, Sampler>> = { euler, ddim, lcm };

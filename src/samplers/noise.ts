@@ -1,4 +1,4 @@
-/** @file The noise that a picture starts from. */
+/** @file The noise that a picture starts from, and that samplers add. */
 
 import { type FloatTensor, floats, Generator, sizeOf } from "../tensor/index.ts";
 
@@ -17,14 +17,28 @@ export interface NoiseOptions {
   rule?: NoiseRule;
 }
 
-/** Unit noise, bit for bit that of torch.randn on the CPU. */
-export function initialNoise({ seed, shape, rule = "per-image" }: NoiseOptions): FloatTensor {
-  if (rule === "stream") return new Generator(seed).randn(shape);
+/**
+ * Draws unit noise, bit for bit that of torch.randn on the CPU: first what the pictures start from, then what
+ * samplers add, as diffusers draws on from the same generators.
+ */
+export function noiseStream({ seed, shape, rule = "per-image" }: NoiseOptions): () => FloatTensor {
   const [B, ...rest] = shape;
-  const out = floats(shape);
-  for (let b = 0; b < B; b++)
-    out.data.set(new Generator(seedOf(seed, b)).randn([1, ...rest]).data, b * sizeOf(rest));
-  return out;
+  if (rule === "stream") {
+    const generator = new Generator(seed);
+    return () => generator.randn(shape);
+  }
+  const generators = Array.from({ length: B }, (_, b) => new Generator(seedOf(seed, b)));
+  return () => {
+    const out = floats(shape);
+    for (const [b, generator] of generators.entries())
+      out.data.set(generator.randn([1, ...rest]).data, b * sizeOf(rest));
+    return out;
+  };
+}
+
+/** The first noise of the stream. */
+export function initialNoise(options: NoiseOptions): FloatTensor {
+  return noiseStream(options)();
 }
 
 /** seed + i, wrapping at 2⁶⁴. */

@@ -22,8 +22,16 @@ export interface Sampler {
   readonly title: string;
   /** Timesteps and sigmas; `spacing` defaults to the config's. */
   plan(config: SchedulerConfig, steps: number, spacing?: Spacing): Plan;
-  /** Walks the plan from x; yields after every step and returns the latents. */
-  sample(denoise: Denoiser, x: FloatTensor, plan: Plan): AsyncGenerator<SamplerStep, FloatTensor>;
+  /**
+   * Walks the plan from x; yields after every step and returns the latents. `noise` draws more unit noise of the
+   * shape of x, for samplers that add some.
+   */
+  sample(
+    denoise: Denoiser,
+    x: FloatTensor,
+    plan: Plan,
+    noise: () => FloatTensor,
+  ): AsyncGenerator<SamplerStep, FloatTensor>;
 }
 
 /**

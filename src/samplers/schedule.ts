@@ -2,13 +2,16 @@
 
 import { z } from "zod";
 
+export const PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"] as const;
+export const SPACINGS = ["linspace", "leading", "trailing"] as const;
+
 const schema = z.object({
   num_train_timesteps: z.int().min(2).default(1000),
   beta_start: z.number().positive().default(0.0001),
   beta_end: z.number().positive().default(0.02),
   beta_schedule: z.enum(["linear", "scaled_linear"]).default("linear"),
-  prediction_type: z.enum(["epsilon", "v_prediction", "sample"]).default("epsilon"),
-  timestep_spacing: z.enum(["linspace", "leading", "trailing"]).default("linspace"),
+  prediction_type: z.enum(PREDICTION_TYPES).default("epsilon"),
+  timestep_spacing: z.enum(SPACINGS).default("linspace"),
   steps_offset: z.int().min(0).default(0),
   rescale_betas_zero_snr: z.boolean().default(false),
   /** Of DDIM: whether the last step ends at no noise, or at that of timestep 0. */

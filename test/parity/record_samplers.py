@@ -10,11 +10,12 @@ noise.x [B,C,h,w] and alphas.<schedule>, the cumulative products of whole schedu
 import json
 
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from record_models import GOLDENS, save
 
 SDXL = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
-KINDS = {"euler": EulerDiscreteScheduler, "ddim": DDIMScheduler}
+KINDS = {"euler": EulerDiscreteScheduler, "ddim": DDIMScheduler, "lcm": LCMScheduler}
+NOISE_SEED = 5  # of the noise that LCM adds
 STEPS = (1, 2, 4, 8, 25)
 ZERO_SNR = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
 MORE = {  # beside every spacing, prediction type and number of steps
@@ -38,11 +39,13 @@ def network(x, t):
 
 
 def cases():
-    for kind in KINDS:
+    for kind in ("euler", "ddim"):
         for spacing in ("trailing", "leading", "linspace"):
             for prediction in ("epsilon", "v_prediction", "sample"):
                 config = {**SDXL, "timestep_spacing": spacing, "prediction_type": prediction}
                 yield f"{kind} {spacing} {prediction}", kind, config, STEPS
+    for prediction in ("epsilon", "v_prediction", "sample"):
+        yield f"lcm {prediction}", "lcm", {**SDXL, "prediction_type": prediction}, (1, 2, 4, 7, 8, 50)
     for name, (config, numbers) in MORE.items():
         yield name, name.split()[0], {**SDXL, **config}, numbers
 
@@ -51,6 +54,10 @@ def plan(kind, scheduler):
     """Timesteps, and the noise deviations relative to the signal at the start and at the end of each step."""
     if kind == "euler":
         return scheduler.timesteps, scheduler.sigmas[:-1], scheduler.sigmas[1:]
+    if kind == "lcm":
+        alphas = scheduler.alphas_cumprod[scheduler.timesteps]
+        sigmas = ((1 - alphas) / alphas) ** 0.5
+        return scheduler.timesteps, sigmas, torch.cat([sigmas[1:], torch.zeros(1)])
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     before = scheduler.timesteps - stride
     alphas = scheduler.alphas_cumprod
@@ -62,10 +69,11 @@ def plan(kind, scheduler):
 
 def trajectory(kind, scheduler, noise):
     x, denoised = noise * scheduler.init_noise_sigma, []
+    options = {"generator": torch.Generator().manual_seed(NOISE_SEED)} if kind == "lcm" else {}
     for t in scheduler.timesteps:
-        out = scheduler.step(network(scheduler.scale_model_input(x, t), float(t)), t, x)
+        out = scheduler.step(network(scheduler.scale_model_input(x, t), float(t)), t, x, **options)
         x = out.prev_sample
-        denoised.append(out.pred_original_sample)
+        denoised.append(out.denoised if kind == "lcm" else out.pred_original_sample)
     return torch.stack(denoised), x
 
 

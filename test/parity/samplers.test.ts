@@ -5,6 +5,7 @@ import "../../src/platform/node.ts";
 import {
   alphasCumprod,
   type Network,
+  noiseStream,
   parameterize,
   SAMPLERS,
   type SchedulerConfig,
@@ -16,6 +17,8 @@ import { goldenJson, goldenTensors, worst } from "./golden.ts";
 const BOUND = 1e-5;
 /** Where diffusers' Euler steps down from σ = 4096 in float32, it loses digits itself. */
 const ZERO_SNR_BOUND = 1e-4;
+/** Of the noise that LCM adds, as in record_samplers.py. */
+const NOISE_SEED = 5;
 
 /** As `network` of record_samplers.py. */
 const network: Network = async ({ shape, data }, t) =>
@@ -47,7 +50,8 @@ describe.each(calls)("%s", (name, { sampler: kind, config: json, steps: numbers 
       noise.shape,
       noise.data.map((v) => v * plan.initNoiseSigma),
     );
-    const run = sampler.sample(parameterize(network, config.prediction_type, plan), start, plan);
+    const added = noiseStream({ seed: NOISE_SEED, shape: noise.shape });
+    const run = sampler.sample(parameterize(network, config.prediction_type, plan), start, plan, added);
     const denoised = floats([steps, ...noise.shape]);
     let step = await run.next();
     for (; !step.done; step = await run.next())
