@@ -79,6 +79,11 @@ export class SafetensorsFile implements AsyncDisposable {
     };
   }
 
+  /** Bytes as they lie in the file. */
+  async bytes(offset: number, length: number): Promise<Uint8Array> {
+    return readBytes(this.handle, offset, length);
+  }
+
   async close(): Promise<void> {
     await this.handle.close();
   }
@@ -187,8 +192,8 @@ function isObject(x: unknown): x is Record<string, unknown> {
   return x !== null && typeof x === "object" && !Array.isArray(x);
 }
 
-/** A value of the header for a sentence: on one line, and short. */
-function quote(x: unknown): string {
+/** A value from a file for a sentence: on one line, and short. */
+export function quote(x: unknown): string {
   let text: string;
   try {
     text = JSON.stringify(x) ?? "none";
@@ -284,10 +289,17 @@ export function matchKeys(
   const wrong = Object.keys(expected)
     .filter((k) => Object.hasOwn(actual, k) && actual[k].shape.join() !== expected[k].join())
     .map((k) => `${k} (needs [${expected[k]}], has [${actual[k].shape}])`);
-  const part = (label: string, keys: string[]) =>
-    keys.length === 0
-      ? []
-      : [`${keys.length} ${label}: ${keys.slice(0, 8).join(", ")}${keys.length > 8 ? ", …" : ""}`];
-  const parts = [...part("missing", missing), ...part("left over", left), ...part("of another shape", wrong)];
+  const parts = [
+    ...listed("missing", missing),
+    ...listed("left over", left),
+    ...listed("of another shape", wrong),
+  ];
   if (parts.length > 0) throw new Error(`${what} does not fit: ${parts.join("; ")}`);
+}
+
+/** `3 left over: a, b, c`, the first eight names; nothing for none. */
+export function listed(what: string, names: readonly string[]): string[] {
+  if (names.length === 0) return [];
+  const shown = names.slice(0, 8).map((name) => (/^[\w.:/ ()[\],-]{1,200}$/.test(name) ? name : quote(name)));
+  return [`${names.length} ${what}: ${shown.join(", ")}${names.length > 8 ? ", …" : ""}`];
 }
