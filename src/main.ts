@@ -13,5 +13,5 @@ export {
 } from "./pipelines/index.ts";
 export type { Picture } from "./platform/index.ts";
 export type { Device } from "./runtime/index.ts";
-export { ddim, euler, SAMPLERS, type Sampler } from "./samplers/index.ts";
+export { ddim, euler, lcm, SAMPLERS, type Sampler } from "./samplers/index.ts";
 export { type FloatTensor, type HostTensor, tensor } from "./tensor/index.ts";

@@ -1,14 +1,13 @@
 /** @file Model folders as diffusers writes them: configs, tokenizers and weights of each component. */
 
 import { existsSync } from "node:fs";
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { dirname, isAbsolute, join, relative } from "node:path";
 import { type Graph, parametersOf } from "../graph/index.ts";
 import type { ExternalTensor } from "../onnx/index.ts";
-import type { CompileOptions } from "../runtime/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
-import { loadSafetensors, matchKeys, SafetensorsFile } from "../weights/index.ts";
+import { loadSafetensors, matchKeys, SafetensorsFile, type TensorEntry } from "../weights/index.ts";
 
 /** @throws a sentence that names the file when it is missing or not a JSON object. */
 export async function readJson(path: string): Promise<Record<string, unknown>> {
@@ -81,39 +80,68 @@ export async function loadWeights(folder: string): Promise<Record<string, HostTe
 /** A buffer that older versions of transformers saved. */
 const POSITIONS = /\.position_ids$/;
 
+/** Tensors under the names of a graph: places in a file, or, where the file has them in another order, themselves. */
+export interface WeightSource {
+  path: string;
+  tensors: ReadonlyMap<string, TensorEntry | HostTensor>;
+}
+
+/** All tensors of a file, under its own names. */
+export async function sourceOf(path: string): Promise<WeightSource> {
+  await using file = await about(dirname(path), () => SafetensorsFile.open(path));
+  return { path, tensors: file.entries };
+}
+
 /**
  * Bytes up to which weights are handed to ONNX Runtime in memory. Larger files are read in place, which it does
  * below the working directory only, and then without the optimisations that look into weights.
  */
 const IN_MEMORY = 2 ** 28;
 
+/** What `compile` needs to run a graph on the weights of files, in place. */
+export class PlacedWeights {
+  readonly weights = new Map<string, ExternalTensor | HostTensor>();
+  readonly externalData: { path: string; data: Uint8Array }[] = [];
+
+  async add(path: string, tensors: ReadonlyMap<string, TensorEntry | HostTensor>): Promise<void> {
+    for (const [name, { dtype }] of tensors)
+      if (!dtype.includes("float"))
+        throw new Error(`${path}: ${name} is ${dtype}; weights are float32, float16 or bfloat16`);
+    const entries = [...tensors.values()].filter((t) => "offset" in t);
+    const from = Math.floor(Math.min(...entries.map((e) => e.offset)) / 64) * 64; // stays aligned
+    const to = Math.max(...entries.map((e) => e.offset + e.bytes));
+    let location = relative(process.cwd(), path);
+    let start = 0;
+    if (to - from <= IN_MEMORY || location.startsWith("..") || isAbsolute(location)) {
+      location = `weights-${this.externalData.length}`;
+      start = from;
+      await using file = await SafetensorsFile.open(path);
+      this.externalData.push({ path: location, data: await file.bytes(from, to - from) });
+    }
+    for (const [name, t] of tensors)
+      this.weights.set(name, "offset" in t ? { ...t, location, offset: t.offset - start } : t);
+  }
+}
+
 /**
- * What `compile` needs to run a graph on the weights of files, in place. `prefixes` maps key prefixes of the graph
- * to files ("" for all keys).
+ * The weights of a graph. `sources` maps key prefixes of the graph to files ("" for all keys).
  * @param unused left-over keys that are no mistake, such as the encoder's when only decoding.
  * @throws one error that lists missing, left-over and misshapen keys.
  */
 export async function weightsOf(
   g: Graph,
-  files: Readonly<Record<string, string>>,
+  sources: Readonly<Record<string, string | WeightSource>>,
   unused: RegExp = POSITIONS,
-): Promise<Pick<CompileOptions, "weights" | "externalData">> {
-  const weights = new Map<string, ExternalTensor>();
-  const externalData: { path: string; data: Uint8Array }[] = [];
-  for (const [prefix, path] of Object.entries(files)) {
-    await using file = await about(dirname(path), () => SafetensorsFile.open(path));
+): Promise<PlacedWeights> {
+  const placed = new PlacedWeights();
+  for (const [prefix, given] of Object.entries(sources)) {
+    const { path, tensors } = typeof given === "string" ? await sourceOf(given) : given;
     const needed = parametersOf(g).filter((p) => p.name.startsWith(prefix));
     const expected = Object.fromEntries(needed.map((p) => [p.name.slice(prefix.length), p.shape]));
-    const actual = [...file.entries].filter(([k]) => Object.hasOwn(expected, k) || !unused.test(k));
+    const actual = [...tensors].filter(([k]) => Object.hasOwn(expected, k) || !unused.test(k));
     matchKeys(path, expected, Object.fromEntries(actual));
-    let location = relative(process.cwd(), path);
-    const { size } = await stat(path);
-    if (size <= IN_MEMORY || location.startsWith("..") || isAbsolute(location)) {
-      location = `weights-${externalData.length}`;
-      externalData.push({ path: location, data: await readFile(path) });
-    }
-    for (const { name } of needed)
-      weights.set(name, { location, ...file.entries.get(name.slice(prefix.length))! });
+    const used = needed.map(({ name }) => [name, tensors.get(name.slice(prefix.length))!] as const);
+    await placed.add(path, new Map(used));
   }
-  return { weights, externalData };
+  return placed;
 }

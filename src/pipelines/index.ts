@@ -12,3 +12,4 @@ export {
   type WeightsDType,
 } from "./save.ts";
 export * from "./sdxl.ts";
+export { type SamplingSettings, samplingMetadata, samplingSettings } from "./settings.ts";

@@ -13,8 +13,10 @@ export interface PictureSettings {
   seed: number | bigint;
   /** Title of the sampler. */
   sampler: string;
-  /** Name of the model folder. */
+  /** Name of the model folder, or of the file with its UNet. */
   model: string;
+  /** Adapters on the UNet. */
+  loras?: readonly { name: string; strength: number }[];
 }
 
 export class GeneratedPicture implements Picture {
@@ -36,7 +38,7 @@ export class GeneratedPicture implements Picture {
 
   /** The settings as stable-diffusion-webui writes them. */
   get parameters(): string {
-    const { prompt, negativePrompt, steps, sampler, guidance, seed, model } = this.settings;
+    const { prompt, negativePrompt, steps, sampler, guidance, seed, model, loras = [] } = this.settings;
     return formatParameters(prompt, negativePrompt, {
       Steps: steps,
       Sampler: sampler,
@@ -44,6 +46,7 @@ export class GeneratedPicture implements Picture {
       Seed: seed,
       Size: `${this.width}x${this.height}`,
       Model: model,
+      Loras: loras.map(({ name, strength }) => `${name}: ${strength}`).join(", ") || undefined,
       RNG: "CPU", // noise is that of torch's CPU generator
       Version: `fewstep ${version()}`,
     });

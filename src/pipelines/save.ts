@@ -6,6 +6,7 @@ import { castTensor, type DType, type HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
 import { saveSafetensors } from "../weights/index.ts";
 import { loadWeights, readJson, tokenizerFiles } from "./folder.ts";
+import type { FolderDefaults } from "./lightning.ts";
 
 export type WeightsDType = Extract<DType, "float32" | "float16">;
 
@@ -93,11 +94,8 @@ export const SDXL_SCHEDULER = {
   use_karras_sigmas: false,
 } as const;
 
-/** model_index.json. `defaults` are what `generate` uses when nothing is asked; diffusers ignores them. */
-export async function saveModelIndex(
-  folder: string,
-  defaults: { steps: number; guidance: number },
-): Promise<void> {
+/** model_index.json. `defaults` are what is used when nothing is asked; diffusers ignores them. */
+export async function saveModelIndex(folder: string, defaults: FolderDefaults): Promise<void> {
   await saveJson(join(folder, "model_index.json"), {
     _class_name: "StableDiffusionXLPipeline",
     _diffusers_version: "0.39.0",

@@ -3,45 +3,26 @@
  */
 
 import { existsSync } from "node:fs";
-import { basename, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { graph, input, symbol } from "../graph/index.ts";
-import {
-  type ClipTextConfig,
-  clipText,
-  clipTextConfig,
-  clipTextWithProjection,
-  type UNetConfig,
-  unet,
-  unetConfig,
-  type VaeConfig,
-  vaeConfig,
-  vaeDecode,
-  vaeScaleFactor,
-} from "../models/index.ts";
-import { rootScope } from "../nn/index.ts";
-import { concat } from "../ops/index.ts";
+import { vaeScaleFactor } from "../models/index.ts";
 import { type Picture, readPlanes } from "../platform/index.ts";
-import { compile, type Device, type Program } from "../runtime/index.ts";
+import type { Device, Program } from "../runtime/index.ts";
 import {
-  euler,
   guide,
-  initialNoise,
   type NoiseRule,
+  noiseStream,
   parameterize,
   type Sampler,
-  type SchedulerConfig,
   type Spacing,
-  schedulerConfig,
   seedOf,
 } from "../samplers/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
-import type { ClipTokenizer } from "../tokenizers/index.ts";
-import { readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+import { type ComponentOptions, type Components, readComponents } from "./components.ts";
 import { denormalizeLatents } from "./latents.ts";
 import { GeneratedPicture } from "./picture.ts";
+import { compileText, compileUNet, compileVae } from "./programs.ts";
 
-export interface LoadOptions {
+export interface LoadOptions extends ComponentOptions {
   /** Default "cpu". */
   device?: Device;
   /** Threads of a program; default all cores. */
@@ -64,9 +45,9 @@ export interface GenerateOptions {
   /** Pixels; default the model's size. */
   width?: number;
   height?: number;
-  /** Default `euler`. */
+  /** Default: the model's. */
   sampler?: Sampler;
-  /** Default: the scheduler config's. */
+  /** Default: the model's. */
   spacing?: Spacing;
   /** Stops between steps. */
   signal?: AbortSignal;
@@ -86,7 +67,10 @@ export interface ModelInfo {
   sampleSize: number;
   /** Pixels per latent position. */
   vaeScaleFactor: number;
-  defaults: { steps: number; guidance: number };
+  /** What pictures are made with where nothing else is asked. */
+  defaults: { steps: number; guidance: number; sampler: Sampler; spacing: Spacing };
+  /** Steps that the weights were distilled for, as their file says; undefined for others. */
+  distilled?: number;
 }
 
 /** Seconds of each part of the last call. */
@@ -95,17 +79,6 @@ export interface Timings {
   encode: number;
   denoise: number;
   decode: number;
-}
-
-interface Components {
-  folder: string;
-  tokenizers: readonly [ClipTokenizer, ClipTokenizer];
-  text: readonly [ClipTextConfig, ClipTextConfig];
-  unet: UNetConfig;
-  vae: VaeConfig;
-  scheduler: SchedulerConfig;
-  zeroEmptyPrompt: boolean;
-  defaults: ModelInfo["defaults"];
 }
 
 interface Prompt {
@@ -150,24 +123,44 @@ export class SDXL implements AsyncDisposable {
     this.vaeProgram = vae;
     const vaeFactor = vaeScaleFactor(parts.vae);
     const sampleSize = parts.unet.sample_size ?? parts.vae.sample_size / vaeFactor;
-    this.info = { sampleSize, vaeScaleFactor: vaeFactor, defaults: parts.defaults };
+    this.info = {
+      sampleSize,
+      vaeScaleFactor: vaeFactor,
+      defaults: { ...parts.usual, spacing: parts.scheduler.timestep_spacing },
+      distilled: parts.distilled,
+    };
   }
 
   /**
    * Loads a model folder in diffusers layout; by default the bundled model.
    * @throws one sentence when a component is missing or does not fit its config.
    */
-  static async load(folder = bundledModel(), { device = "cpu", threads }: LoadOptions = {}): Promise<SDXL> {
+  static async load(folder = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
-    const parts = await readComponents(folder);
-    const options = { device, threads };
+    const { device = "cpu", threads, ...rest } = options;
+    const parts = await readComponents(folder, rest);
+    const run = { device, threads };
     const sdxl = new SDXL(parts, [
-      await compileText(parts, options),
-      await compileUNet(parts, options),
-      await compileVae(parts, options),
+      await compileText(parts, run),
+      await compileUNet(parts, run),
+      await compileVae(parts, run),
     ]);
     sdxl.timings.load = (performance.now() - started) / 1000;
     return sdxl;
+  }
+
+  /** What these options may get wrong, one sentence each. */
+  warnings(options: GenerateOptions = {}): string[] {
+    const { steps, guidance, negativePrompt } = this.settings(options);
+    const { distilled } = this.info;
+    const found: string[] = [];
+    if (distilled !== undefined && steps !== distilled)
+      found.push(`the model was distilled for ${distilled} steps; ${steps} will look worse`);
+    if (distilled !== undefined && guidance > 2)
+      found.push(`guidance ${guidance} is much for a distilled model; 1 is off, more than 2 distorts`);
+    if (negativePrompt && guidance <= 1)
+      found.push(`a negative prompt has no effect at guidance ${guidance}; it needs more than 1`);
+    return found;
   }
 
   /** `batch` pictures of a prompt, or of each of several. */
@@ -189,7 +182,8 @@ export class SDXL implements AsyncDisposable {
           guidance: rest.guidance,
           seed: noiseRule === "stream" ? seed : seedOf(seed, i),
           sampler: sampler.title,
-          model: basename(resolve(this.parts.folder)),
+          model: this.parts.name,
+          loras: this.parts.loras.map(({ name, strength }) => ({ name, strength })),
         }),
     );
   }
@@ -200,7 +194,7 @@ export class SDXL implements AsyncDisposable {
     options: GenerateOptions = {},
   ): AsyncGenerator<DenoiseStep, FloatTensor> {
     const { steps, guidance, seed, noiseRule, negativePrompt, sampler, ...rest } = this.settings(options);
-    const { batch: each, signal } = rest;
+    const { batch: each, signal, spacing } = rest;
     const { width, height } = this.size(options);
     let started = performance.now();
     const prompts = [prompt].flat();
@@ -216,18 +210,18 @@ export class SDXL implements AsyncDisposable {
 
     const factor = this.info.vaeScaleFactor;
     const shape = [batch, this.parts.unet.in_channels, height / factor, width / factor];
-    const plan = sampler.plan(this.parts.scheduler, steps, options.spacing);
-    const noise = initialNoise({ seed, shape, rule: noiseRule });
+    const plan = sampler.plan(this.parts.scheduler, steps, spacing);
+    const noise = noiseStream({ seed, shape, rule: noiseRule });
     const x = floats(
       shape,
-      noise.data.map((v) => v * plan.initNoiseSigma),
+      noise().data.map((v) => v * plan.initNoiseSigma),
     );
     const network = (sample: FloatTensor, timestep: number) =>
       guidance > 1
         ? this.evaluateGuided(sample, timestep, { positive, negative, guidance, size: [height, width] })
         : this.evaluate(sample, timestep, positive, [height, width]);
     const denoise = parameterize(network, this.parts.scheduler.prediction_type, plan);
-    const loop = sampler.sample(denoise, x, plan);
+    const loop = sampler.sample(denoise, x, plan, noise);
     this.timings.denoise = 0;
     started = performance.now();
     for (let step = await loop.next(); ; step = await loop.next()) {
@@ -308,7 +302,6 @@ export class SDXL implements AsyncDisposable {
       seed: 0,
       noiseRule: "per-image" as const,
       negativePrompt: "",
-      sampler: euler,
     };
     return { ...defaults, ...this.info.defaults, ...defined(options) };
   }
@@ -331,82 +324,6 @@ export class SDXL implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }
-}
-
-async function readComponents(folder: string): Promise<Components> {
-  const file = join(folder, "model_index.json");
-  if (!existsSync(file))
-    throw new Error(
-      `${folder}: ${existsSync(folder) ? "no model_index.json there" : "no such folder"}; ` +
-        "name a folder in diffusers layout, which has one",
-    );
-  const index = await readJson(file);
-  const config = <T>(part: string, parse: (json: unknown) => T) =>
-    readConfig(join(folder, part, "config.json"), parse);
-  const text = [
-    await config("text_encoder", clipTextConfig),
-    await config("text_encoder_2", clipTextConfig),
-  ] as const;
-  const defaults = index.fewstep as Partial<ModelInfo["defaults"]> | undefined;
-  return {
-    folder,
-    tokenizers: [
-      await readTokenizer(join(folder, "tokenizer")),
-      await readTokenizer(join(folder, "tokenizer_2")),
-    ],
-    text,
-    unet: await config("unet", unetConfig),
-    vae: await config("vae", vaeConfig),
-    scheduler: await readConfig(join(folder, "scheduler", "scheduler_config.json"), schedulerConfig),
-    zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
-    // diffusers ignores keys it does not know; these are the settings the model was judged with.
-    defaults: { steps: defaults?.steps ?? 30, guidance: defaults?.guidance ?? 5 },
-  };
-}
-
-type Run = Pick<LoadOptions, "device" | "threads">;
-
-async function compileText({ folder, text, tokenizers }: Components, run: Run): Promise<Program> {
-  const B = symbol("B");
-  const tokens = (name: string, i: number) => input(name, "int64", [B, tokenizers[i].maxLength]);
-  const root = rootScope();
-  const first = clipText(root.at("1"), text[0], { ids: tokens("ids", 0), end: input("end", "int64", [B]) });
-  const second = clipTextWithProjection(root.at("2"), text[1], {
-    ids: tokens("ids_2", 1),
-    end: input("end_2", "int64", [B]),
-  });
-  const penultimate = [first, second].map(({ hiddenStates }) => hiddenStates[hiddenStates.length - 2]);
-  // `pooled_1` is not used, but keeps the last layers in the key list that is checked against the file.
-  const g = graph({ hidden: concat(penultimate, 2), pooled: second.textEmbeds, pooled_1: first.pooled });
-  const files = {
-    "1.": weightsFile(join(folder, "text_encoder")),
-    "2.": weightsFile(join(folder, "text_encoder_2")),
-  };
-  return compile(g, { ...(await weightsOf(g, files)), ...run });
-}
-
-async function compileUNet({ folder, unet: config, text }: Components, run: Run): Promise<Program> {
-  const [B, H, W] = ["B", "H", "W"].map(symbol);
-  const prediction = unet(rootScope(), config, {
-    sample: input("sample", "float32", [B, config.in_channels, H, W]),
-    timestep: input("timestep", "float32", [B]),
-    encoderHiddenStates: input("hidden", "float32", [B, symbol("T"), config.cross_attention_dim]),
-    textEmbeds: input("pooled", "float32", [B, text[1].projection_dim]),
-    timeIds: input("time_ids", "float32", [B, 6]),
-  });
-  const g = graph({ prediction });
-  return compile(g, { ...(await weightsOf(g, { "": weightsFile(join(folder, "unet")) })), ...run });
-}
-
-/** Keys of a VAE that decoding leaves alone. */
-const ENCODER = /^(encoder|quant_conv)\./;
-
-async function compileVae({ folder, vae: config }: Components, run: Run): Promise<Program> {
-  const [B, H, W] = ["B", "H", "W"].map(symbol);
-  const latents = input("latents", "float32", [B, config.latent_channels, H, W]);
-  const g = graph({ pictures: vaeDecode(rootScope(), config, latents) });
-  const file = { "": weightsFile(join(folder, "vae")) };
-  return compile(g, { ...(await weightsOf(g, file, ENCODER)), ...run });
 }
 
 /** Each row `times` times, one after the other. */
