@@ -1,35 +1,22 @@
 /** @file From a recipe to a trained model: builds the job, runs it, writes the result in diffusers layout. */
 
-import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import {
-  contactSheet,
-  type Dataset,
-  latentCache,
-  loadIcons,
-  loadPictures,
-  type Skipped,
-} from "../data/index.ts";
-import { clipTextConfig, type VaeConfig, vaeConfig, vaeScaleFactor } from "../models/index.ts";
+import { contactSheet, type Dataset } from "../data/index.ts";
+import { clipTextConfig, type VaeConfig, vaeScaleFactor } from "../models/index.ts";
 import {
   copyComponent,
   copyTokenizer,
   latentStatistics,
   loadWeights,
-  normalizeLatents,
-  readConfig,
   readJson,
-  readTokenizer,
   SDXL,
   SDXL_SCHEDULER,
   saveComponent,
   saveJson,
   saveModelIndex,
   saveTokenizer,
-  weightsFile,
 } from "../pipelines/index.ts";
 import { atomicWrite } from "../platform/index.ts";
 import { alphasCumprod, schedulerConfig } from "../samplers/index.ts";
@@ -37,10 +24,11 @@ import type { FloatTensor, HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, trainBpe } from "../tokenizers/index.ts";
 import { matchKeys, SafetensorsFile } from "../weights/index.ts";
 import { fit, type Job, type Progress } from "./fit.ts";
+import { type OpenOptions, openData, openMaterial } from "./material.ts";
 import { adamw } from "./optimizer.ts";
 import { trainedBy } from "./parallel.ts";
 import { differences, fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
-import { clipJob, encodeCaptions, latentEncoder, unetJob, vaeJob } from "./tasks.ts";
+import { clipJob, latentEncoder, unetJob, vaeJob } from "./tasks.ts";
 
 type Weights = Record<string, HostTensor>;
 
@@ -52,13 +40,9 @@ interface Task {
   close?(): Promise<void>;
 }
 
-export interface TrainOptions {
+export interface TrainOptions extends OpenOptions {
   /** Saves a checkpoint and stops. */
   signal?: AbortSignal;
-  /** Called with what is done before the first step. */
-  onPrepare?: (what: string, done?: number, total?: number) => void;
-  /** Called with the pictures that cannot be used. */
-  onSkipped?: (skipped: readonly Skipped[]) => void;
   /** Processes that compute gradients side by side; default one per core, at most one per micro-batch. */
   replicas?: number;
 }
@@ -130,37 +114,6 @@ function divisor(n: number, most: number): number {
   return d;
 }
 
-/** Opens the dataset: `step` is what the sides of pictures must be multiples of, `square` forbids other shapes. */
-async function openData(
-  { data, task }: Recipe,
-  { step, square }: { step: number; square?: boolean },
-  { onPrepare, onSkipped }: TrainOptions,
-): Promise<Dataset> {
-  onPrepare?.("reading the dataset");
-  if (data.kind === "icons") {
-    const icons = await loadIcons(data.folder, data.splits);
-    if (icons.length === 0) throw new Error(`${data.folder}: no picture in ${data.splits.join(", ")}`);
-    if (icons.size % step !== 0)
-      throw new Error(
-        `${data.folder}: pictures of ${icons.size} pixels; ${task} needs a multiple of ${step}`,
-      );
-    return icons;
-  }
-  const { path, size, convention, maxAspect } = data;
-  if (square && maxAspect > 1) throw new Error(`data.maxAspect is ${maxAspect}; ${task} needs 1, squares`);
-  if (size % step !== 0) throw new Error(`data.size is ${size}; ${task} needs a multiple of ${step}`);
-  const pictures = await loadPictures({
-    path,
-    convention,
-    size,
-    step,
-    maxAspect,
-    onProgress: (done, total) => onPrepare?.("reading the dataset", done, total),
-  });
-  onSkipped?.(pictures.report.skipped);
-  return pictures;
-}
-
 function prepare(recipe: Recipe, options: TrainOptions): Promise<Task> {
   if (recipe.task === "vae") return vaeTask(recipe, options);
   if (recipe.task === "clip") return clipTask(recipe, options);
@@ -169,7 +122,7 @@ function prepare(recipe: Recipe, options: TrainOptions): Promise<Task> {
 
 async function vaeTask(recipe: RecipeOf<"vae">, options: TrainOptions): Promise<Task> {
   const { config, microBatch: batch, out, seed } = recipe;
-  const data = await openData(recipe, { step: vaeScaleFactor(config) }, options);
+  const data = await openData(recipe.data, { task: recipe.task, step: vaeScaleFactor(config) }, options);
   const start = recipe.start ? await loadWeights(recipe.start) : undefined;
   const isEncoder = (key: string) => key.startsWith("encoder.") || key.startsWith("quant_conv.");
   const frozen = recipe.freezeEncoder
@@ -202,7 +155,11 @@ async function statistics(
 }
 
 async function clipTask(recipe: RecipeOf<"clip">, options: TrainOptions): Promise<Task> {
-  const data = await openData(recipe, { step: recipe.image_encoder.patch_size, square: true }, options);
+  const data = await openData(
+    recipe.data,
+    { task: recipe.task, step: recipe.image_encoder.patch_size, square: true },
+    options,
+  );
   const { out, maxLength, image_encoder: vision, microBatch: batch, seed, shift } = recipe;
   options.onPrepare?.("learning the vocabulary");
   const bpe = trainBpe(data.corpus(), recipe.vocabulary);
@@ -248,43 +205,9 @@ function under(weights: Weights, prefix: string): Weights {
 }
 
 async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promise<Task> {
-  const { onPrepare = () => {} } = options;
-  const { config, out, seed, microBatch: batch, captions, dropPrompt, minSnr, weighting } = recipe;
-  const vae = await readConfig(join(recipe.vae, "config.json"), vaeConfig);
-  const vaeFile = weightsFile(recipe.vae);
-  const scaleFactor = vaeScaleFactor(vae);
-  const step = scaleFactor * 2 ** (config.block_out_channels.length - 1);
-  const data = await openData(recipe, { step }, options);
-  onPrepare("encoding the pictures");
-  await using encoder = await latentEncoder(vae, new Map(Object.entries(await loadWeights(recipe.vae))));
-  const key = createHash("sha256")
-    .update(await readFile(vaeFile))
-    .digest("hex");
-  const cache = await latentCache({
-    dataset: data,
-    encode: (pixels) => encoder.encode(pixels),
-    key,
-    folder: join(out, "latents"),
-    batch: 16,
-    onProgress: (done, total) => onPrepare("encoding the pictures", done, total),
-  });
-  onPrepare("encoding the captions");
-  const text = {
-    textEncoder: await readConfig(join(recipe.text, "text_encoder", "config.json"), clipTextConfig),
-    textEncoder2: await readConfig(join(recipe.text, "text_encoder_2", "config.json"), clipTextConfig),
-  };
-  const textWeights = new Map<string, HostTensor>();
-  for (const part of ["text_encoder", "text_encoder_2"])
-    for (const [k, t] of Object.entries(await loadWeights(join(recipe.text, part))))
-      textWeights.set(`${part}.${k}`, t);
-  const tokenizers = {
-    tokenizer: await readTokenizer(join(recipe.text, "tokenizer")),
-    tokenizer2: await readTokenizer(join(recipe.text, "tokenizer_2")),
-  };
-  const bank = await encodeCaptions(text, textWeights, tokenizers, data, {
-    perPicture: captions,
-    seed: seed - 1,
-  });
+  const { config, out, seed, microBatch: batch, dropPrompt, minSnr, weighting } = recipe;
+  const material = await openMaterial(recipe, config, options);
+  const { data, bank, latents, scaleFactor } = material;
 
   const model = join(out, "model");
   const saveParts = async () => {
@@ -299,7 +222,6 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
   await saveParts();
   const saveUNet = (weights: Weights) =>
     saveComponent(join(model, "unet"), "UNet2DConditionModel", config, weights, recipe.dtype);
-  const latents = async (indices: readonly number[]) => normalizeLatents(vae, await cache.latents(indices));
   const job = unetJob(config, data, latents, bank, {
     batch,
     seed,
@@ -314,7 +236,7 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
       await atomicWrite(join(out, `samples-${step}.png`), await sampleGrid(model, recipe.prompts));
     },
   });
-  return { job, finish: saveUNet, close: async () => cache[Symbol.asyncDispose]() };
+  return { job, finish: saveUNet, close: material.close };
 }
 
 /** One picture of each prompt, always with the same seeds. */
