@@ -7,7 +7,7 @@ import type { GeneratedPicture } from "../pipelines/index.ts";
 import { SAMPLERS } from "../samplers/index.ts";
 import { UsageError } from "./errors.ts";
 import { outputTarget, picturePaths, type Target } from "./files.ts";
-import { numberFrom, parseSeed, parseSize, type Size, wholeNumber } from "./options.ts";
+import { collectLora, numberFrom, parseSeed, parseSize, type Size, wholeNumber } from "./options.ts";
 import { startProgress } from "./progress.ts";
 import { DISPLAYS, type Display, detectDisplay, displayPicture } from "./terminal.ts";
 
@@ -18,8 +18,10 @@ interface GenerateOptions {
   seed?: number | bigint;
   batch: number;
   size?: Size;
-  sampler: string;
+  sampler?: string;
   model?: string;
+  unet?: string;
+  lora?: Record<string, number>;
   device: "cpu" | "webgpu" | "cuda";
   out?: string;
   show: Display | "auto";
@@ -38,8 +40,10 @@ export function generateCommand(program: Command): void {
     .option("--seed <n>", "of the noise; picture i of a batch takes seed + i (default: random)", parseSeed)
     .option("--batch <n>", "number of pictures", wholeNumber(1, 256), 1)
     .option("--size <WxH>", "pixels, one number for a square (default: the model's)", parseSize)
-    .addOption(new Option("--sampler <name>").choices(Object.keys(SAMPLERS)).default("euler"))
-    .option("--model <folder>", "in diffusers layout (default: the bundled model)")
+    .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
+    .option("--model <path>", "folder in diffusers layout, or checkpoint file (default: the bundled model)")
+    .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
+    .option("--lora <file[:strength]>", "adapter on the UNet; may be given more than once", collectLora)
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
     .option("--out <path>", "file.png, or a folder/ (default: named after prompt and seed)")
     .addOption(new Option("--show <how>", "in the terminal").choices(["auto", ...DISPLAYS]).default("auto"))
@@ -52,7 +56,7 @@ export function generateCommand(program: Command): void {
 const library = () => import("../index.node.ts");
 
 async function generate(words: readonly string[], options: GenerateOptions): Promise<void> {
-  const { negative, sampler, device, batch, seed = randomInt(2 ** 32) } = options;
+  const { negative, device, batch, seed = randomInt(2 ** 32) } = options;
   const prompt = words.join(" ");
   const target = outputTarget(options.out);
   const progress = await startProgress(!options.json && !options.quiet);
@@ -60,11 +64,13 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const { SDXL, bundledModel } = await library();
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
-    await using sdxl = await SDXL.load(folder, { device });
-    const { steps = sdxl.info.defaults.steps, guidance = sdxl.info.defaults.guidance } = options;
+    const { unet, lora: loras, steps: count } = options;
+    await using sdxl = await SDXL.load(folder, { device, unet, loras, steps: count });
+    const { defaults } = sdxl.info;
+    const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;
     const { width, height } = sizeFor(sdxl.info, options.size);
-    if (negative && guidance <= 1 && !options.json)
-      console.error(`fewstep: --negative has no effect at guidance ${guidance}; it needs more than 1`);
+    const warnings = sdxl.warnings({ steps, guidance, negativePrompt: negative });
+    if (!options.json && !options.quiet) for (const warning of warnings) console.error(`fewstep: ${warning}`);
     const onStep = (step: { i: number; total: number }): void =>
       progress.update("denoising", step.i + 1, step.total);
     const settings = { steps, guidance, sampler, width, height };
@@ -88,8 +94,8 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const files = saved.map((picture) => picture.file);
     const seeds = images.map((image) => image.seed);
     if (options.json) {
-      const { model } = images[0].settings;
-      const common = { prompt, negative, model, ...settings, device, seconds };
+      const { model, loras } = images[0].settings;
+      const common = { prompt, negative, model, loras, ...settings, device, warnings, seconds };
       printJson({ file: files[0], files, seed: seeds[0], seeds, ...common });
     } else if (options.quiet) console.log(files.join("\n"));
     else {

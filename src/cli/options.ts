@@ -51,3 +51,18 @@ export function parseSize(text: string): Size {
     );
   return { width, height };
 }
+
+/**
+ * `file.safetensors` or `file.safetensors:0.8`, added to those given before; 1 is the strength that it was trained at.
+ */
+export function collectLora(
+  text: string,
+  before: Readonly<Record<string, number>> = {},
+): Record<string, number> {
+  const [, file = text, number = "1"] = /^(.+\.safetensors):([^/\\]*)$/i.exec(text) ?? [];
+  const strength = number.trim() === "" ? Number.NaN : Number(number);
+  if (!Number.isFinite(strength))
+    throw new InvalidArgumentError('The strength is not a number; give "file.safetensors:0.8".');
+  if (Object.hasOwn(before, file)) throw new InvalidArgumentError("This file is given twice.");
+  return { ...before, [file]: strength };
+}

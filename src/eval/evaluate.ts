@@ -70,7 +70,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
   const train = await loadIcons(options.data, ["train"]);
   const heldout = await loadIcons(options.data, ["heldout-pair"]);
   await using judge = await Judge.load(options.judge);
-  await using sdxl = await SDXL.load(options.model);
+  await using sdxl = await SDXL.load(options.model, { steps: options.steps });
   const side = sdxl.info.sampleSize * sdxl.info.vaeScaleFactor;
   if (judge.size !== train.size || judge.size !== side)
     throw new Error(

@@ -15,7 +15,7 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { readPng } from "../../src/platform/index.ts";
 import { floats } from "../../src/tensor/index.ts";
-import { loadSafetensors, saveSafetensors } from "../../src/weights/index.ts";
+import { loadSafetensors, saveLora, saveSafetensors } from "../../src/weights/index.ts";
 import { at, put } from "../data/temporary.ts";
 import { expectRefusal, fewstep } from "./run.ts";
 
@@ -60,6 +60,64 @@ test("more steps than the model has timesteps are refused", async () => {
     await generate("--model", at("model"), "--steps", "11"),
     "steps is 11; give a whole number from 1 to 10",
   );
+});
+
+describe("other weights", () => {
+  const unet = join(TINY, "unet", WEIGHTS);
+  const four = { "fewstep.steps": "4", "fewstep.guidance": "1", "fewstep.timestep_spacing": "trailing" };
+  const module = { down: floats([2, 8]), up: floats([8, 2]), alpha: 2 };
+  const lora = new Map([["mid_block.attentions.0.proj_in", module]]);
+
+  test("bring their settings; what does not go with them is said on stderr, or in the JSON", async () => {
+    await saveSafetensors(at("u.safetensors"), (await loadSafetensors(unet)).tensors, four);
+    await saveLora(at("l.safetensors"), lora);
+    const args = ["generate", "x", "--model", TINY, "--unet", at("u.safetensors"), "--out", at("a.png")];
+    const wrong = ["--steps", "1", "--guidance", "3"];
+    const [usual, said, quiet] = await Promise.all([
+      fewstep([...args, "--lora", `${at("l.safetensors")}:0.5`, "--json"]),
+      fewstep([...args, ...wrong]),
+      fewstep([...args, ...wrong, "--quiet"]),
+    ]);
+    expect(JSON.parse(usual.stdout)).toMatchObject({
+      ...{ model: "u", loras: [{ name: "l", strength: 0.5 }], steps: 4, guidance: 1, sampler: "euler" },
+      warnings: [],
+    });
+    expect(said.stderr).toMatch(
+      /^fewstep: the model was distilled for 4 steps; 1 .*\nfewstep: guidance 3 is /m,
+    );
+    expect(quiet).toEqual({ code: 0, stdout: `${at("a.png")}\n`, stderr: "" });
+    const { stdout } = await fewstep([...args, ...wrong, "--json"]);
+    expect(JSON.parse(stdout)).toMatchObject({
+      steps: 1,
+      warnings: [/distilled/, /guidance/].map((w) => expect.stringMatching(w)),
+    });
+  });
+
+  test("that cannot be used are refused", async () => {
+    await saveLora(at("l.safetensors"), new Map([["mid_block.attentions.7.proj_in", module]]));
+    truncateSync(put("u.safetensors", readFileSync(unet)), 3000);
+    const cases: [string[], RegExp][] = [
+      [["--unet", at("no.safetensors")], /no.safetensors: no such file$/m],
+      [["--unet", TINY], /tiny-sdxl: not a file$/m],
+      [["--unet", at("u.safetensors")], /u.safetensors: truncated: .*; fetch it again$/m],
+      [["--unet", at("l.safetensors")], /l.safetensors is a LoRA, not a UNet .*; give it as a LoRA$/m],
+      [
+        ["--lora", at("l.safetensors")],
+        /l.safetensors is a LoRA of another network: 3 left over: lora_unet_mid/,
+      ],
+      [
+        ["--lora", unet],
+        /diffusion_pytorch_model.safetensors is a UNet .*, not a LoRA; give it as the UNet$/m,
+      ],
+      [["--lora", `${at("l.safetensors")}:strong`], /is invalid. The strength is not a number; give "file/],
+      [
+        ["--lora", at("l.safetensors"), "--lora", `${at("l.safetensors")}:0.5`],
+        /This file is given twice.$/m,
+      ],
+    ];
+    const results = await Promise.all(cases.map(([args]) => generate(...args)));
+    for (const [i, result] of results.entries()) expectRefusal(result, cases[i][1]);
+  });
 });
 
 describe("a model folder", () => {
@@ -178,10 +236,10 @@ describe("Ctrl-C", () => {
   test("between steps: nothing is left", async () => {
     const args = ["--negative", "x", "--guidance", "1", "--steps", "1000", "--batch", "32", "--model", TINY];
     const { stderr, ...rest } = await fewstep(["generate", "apple", ...args, "--out", at("out/")], {
-      // The remark on --negative comes when the model is loaded.
+      // The remark on the negative prompt comes when the model is loaded.
       started: (child) => child.stderr!.once("data", () => setTimeout(() => child.kill("SIGINT"), 200)),
     });
-    expect(stderr).toMatch(/--negative has no effect.*\nfewstep: interrupted\n$/);
+    expect(stderr).toMatch(/a negative prompt has no effect.*\nfewstep: interrupted\n$/);
     expect(rest).toEqual(interrupted);
     expect(readdirSync(at("out"))).toEqual([]);
   });

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { numberFrom, parseSeed, parseSize, wholeNumber } from "../../src/cli/options.ts";
+import { collectLora, numberFrom, parseSeed, parseSize, wholeNumber } from "../../src/cli/options.ts";
 
 test.each([
   ["1", 1],
@@ -32,4 +32,13 @@ test("sizes are square or width x height", () => {
   expect(parseSize("128×96")).toEqual({ width: 128, height: 96 });
   for (const text of ["0", "64x", "x64", "64x0", "-64", "64x64x64", "big", "1000000"])
     expect(() => parseSize(text)).toThrow("Give pixels");
+});
+
+test("adapters add up, with their strengths", () => {
+  const first = collectLora("a/b.safetensors");
+  const second = collectLora("C:\\c.safetensors:-0.5", first);
+  expect(collectLora("x:1", second)).toEqual({ "a/b.safetensors": 1, "C:\\c.safetensors": -0.5, "x:1": 1 });
+  for (const text of ["a.safetensors:", "a.safetensors:x", "a.safetensors:Infinity"])
+    expect(() => collectLora(text)).toThrow("The strength is not a number");
+  expect(() => collectLora("a/b.safetensors:0.1", first)).toThrow("This file is given twice.");
 });
