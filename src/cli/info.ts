@@ -8,6 +8,9 @@ import { failureOf, UsageError } from "./errors.ts";
 /** Pictures larger than this are not read into memory. */
 const MAX_PICTURE_BYTES = 2 ** 30;
 
+/** Longer values of a weights file, such as whole configs, are not printed. */
+const MAX_METADATA = 1000;
+
 /** What is printed: as JSON, or as lines of `key: value`. */
 type Facts = Readonly<Record<string, unknown>>;
 
@@ -28,7 +31,7 @@ async function factsOf(path: string): Promise<Facts> {
   const stat = statSync(path);
   if (stat.isDirectory()) return modelFacts(path);
   if (!stat.isFile()) throw new UsageError(`${path}: not a regular file`);
-  if (path.endsWith(".safetensors")) return { kind: "weights", ...(await weightFacts(path)) };
+  if (path.endsWith(".safetensors")) return { kind: "weights", ...(await contentFacts(path)) };
   const { isPng } = await import("../platform/index.ts");
   if (!isPng(firstBytes(path, 8)))
     throw new UsageError(`${path}: neither a PNG picture, nor a .safetensors file, nor a model folder`);
@@ -56,6 +59,18 @@ async function pictureFacts(path: string): Promise<Facts> {
 /** Apart: where `await using` stands too, tsc 6.0 leaves the extension of a dynamic import as it is. */
 const weightReader = () => import("../weights/index.ts");
 
+/** What one file holds, told from its keys, how it wants to be sampled, and its counts. */
+async function contentFacts(path: string): Promise<Facts> {
+  const { kindText, loraSummary, SafetensorsFile, weightKind } = await weightReader();
+  const { samplingSettings } = await import("../pipelines/index.ts");
+  const counts = await weightFacts(path);
+  await using file = await SafetensorsFile.open(path);
+  const kind = weightKind(file.entries.keys());
+  const lora = kind === "lora" ? { lora: await loraSummary(file) } : {};
+  const sampling = samplingSettings(file.metadata, path);
+  return { holds: kindText(kind), ...lora, ...(sampling ? { sampling } : {}), ...counts };
+}
+
 /** Counts over the tensors of one file; the data itself is not read. */
 async function weightFacts(path: string): Promise<Facts> {
   const { SafetensorsFile } = await weightReader();
@@ -68,7 +83,12 @@ async function weightFacts(path: string): Promise<Facts> {
     bytes += entry.bytes;
     dtypes[entry.dtype] = (dtypes[entry.dtype] ?? 0) + 1;
   }
-  const { metadata } = file;
+  const metadata = Object.fromEntries(
+    Object.entries(file.metadata).map(([key, value]) => [
+      key,
+      value.length > MAX_METADATA ? `(${value.length} characters)` : value,
+    ]),
+  );
   const facts = { tensors: file.entries.size, parameters, bytes, dtypes };
   return Object.keys(metadata).length > 0 ? { ...facts, metadata } : facts;
 }
@@ -90,7 +110,8 @@ async function modelFacts(folder: string): Promise<Facts> {
       });
     components[name] = { class: entry[1], ...(files.length > 0 ? { weights } : {}) };
   }
-  return { kind: "model", pipeline: String(index._class_name), components };
+  const own = index.fewstep ? { fewstep: index.fewstep } : {};
+  return { kind: "model", pipeline: String(index._class_name), ...own, components };
 }
 
 /** Undefined when there is no such file. */
@@ -117,7 +138,9 @@ function firstBytes(path: string, count: number): Uint8Array {
 /** `key: value` lines; nested objects are indented below their key. */
 function printFacts(facts: Facts, indent = ""): void {
   for (const [key, value] of Object.entries(facts)) {
-    if (typeof value === "object" && value !== null) {
+    if (Array.isArray(value) && value.every((x) => typeof x !== "object"))
+      console.log(`${indent}${printable(key)}: ${printable(value.join(", "))}`);
+    else if (typeof value === "object" && value !== null) {
       console.log(`${indent}${printable(key)}:`);
       printFacts(value as Facts, `${indent}  `);
     } else console.log(`${indent}${printable(key)}: ${printable(String(value))}`);

@@ -1,5 +1,5 @@
 export { kindText, type WeightKind, weightKind } from "./kind.ts";
-export { type LoraModule, loraKeys, readLora, saveLora } from "./lora.ts";
+export { type LoraModule, loraSummary, readLora, saveLora } from "./lora.ts";
 export {
   loadSafetensors,
   matchKeys,

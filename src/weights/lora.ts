@@ -30,7 +30,7 @@ const KOHYA = /^lora_unet_(\w+)\.(?:(lora_down|lora_up)\.weight|alpha)$/;
 const PEFT = /^(?:base_model\.model\.)?(?:unet\.)?([\w.]+)\.(lora_[AB])(?:\.default)?\.weight$/;
 
 /** Keys by module, as the file names it, and part. Keys of no known naming are left over. */
-export function loraKeys(keys: Iterable<string>): {
+function loraKeys(keys: Iterable<string>): {
   naming: "kohya" | "peft" | undefined;
   modules: Map<string, Partial<Record<Part, string>>>;
   left: string[];
@@ -126,6 +126,23 @@ async function readAlpha(file: SafetensorsFile, key: string): Promise<number> {
       `${file.path}: ${quote(key)} is ${count === 1 ? value : `${dtype}[${shape}]`}; an alpha is one number`,
     );
   return value;
+}
+
+/** Naming, module count, ranks and alphas of an adapter file, whatever network it is for. */
+export async function loraSummary(
+  file: SafetensorsFile,
+): Promise<{ naming: string; modules: number; ranks: number[]; alphas: number[] }> {
+  const { naming = "unknown", modules } = loraKeys(file.entries.keys());
+  const ranks = new Set<number>();
+  const alphas = new Set<number>();
+  for (const { down, alpha } of modules.values()) {
+    const rank = down === undefined ? undefined : file.entries.get(down)!.shape[0];
+    if (rank !== undefined) ranks.add(rank);
+    const scale = alpha === undefined ? rank : await readAlpha(file, alpha);
+    if (scale !== undefined) alphas.add(scale);
+  }
+  const sorted = (values: Set<number>) => [...values].sort((a, b) => a - b);
+  return { naming, modules: modules.size, ranks: sorted(ranks), alphas: sorted(alphas) };
 }
 
 /**

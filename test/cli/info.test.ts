@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { encodePng, formatParameters } from "../../src/platform/index.ts";
 import { castTensor, floats } from "../../src/tensor/index.ts";
-import { saveSafetensors } from "../../src/weights/index.ts";
+import { saveLora, saveSafetensors } from "../../src/weights/index.ts";
 import { expectRefusal, fewstep } from "./run.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "fewstep-"));
@@ -65,7 +65,44 @@ describe("weights", () => {
   test("are counted", async () => {
     await saveSafetensors(file, tensors, { format: "pt" });
     const { stdout } = await fewstep(["info", file, "--json"]);
-    expect(JSON.parse(stdout)).toEqual({ file, kind: "weights", ...facts, metadata: { format: "pt" } });
+    const known = { file, kind: "weights", holds: "none that is known" };
+    expect(JSON.parse(stdout)).toEqual({ ...known, ...facts, metadata: { format: "pt" } });
+  });
+
+  test.each<[string, string[]]>([
+    ["a UNet with diffusers' names", ["conv_in.weight", "add_embedding.linear_1.weight"]],
+    ["a LoRA", ["unet.mid_block.attentions.0.proj_in.lora_A.weight"]],
+    [
+      "a single-file checkpoint",
+      ["first_stage_model.decoder.conv_in.weight", "model.diffusion_model.out.2.bias"],
+    ],
+    ["a VAE", ["decoder.mid_block.resnets.0.conv1.weight"]],
+    ["a text encoder", ["text_model.encoder.layers.0.mlp.fc1.bias"]],
+    ["an image encoder", ["vision_model.encoder.layers.0.mlp.fc1.bias"]],
+  ])("are %s by their keys", async (holds, keys) => {
+    await saveSafetensors(file, Object.fromEntries(keys.map((key) => [key, floats([1])])));
+    const { stdout } = await fewstep(["info", file, "--json"]);
+    expect(JSON.parse(stdout)).toMatchObject({ holds });
+  });
+
+  test("of a LoRA: rank, alpha and how it is sampled", async () => {
+    const module = { down: floats([8, 3]), up: floats([5, 8]), alpha: 4 };
+    const modules = new Map(["a.b", "a.c"].map((path) => [path, module]));
+    const metadata = { "fewstep.steps": "4", "fewstep.guidance": "1", note: "x".repeat(5000) };
+    await saveLora(file, modules, { metadata });
+    const { stdout } = await fewstep(["info", file, "--json"]);
+    expect(JSON.parse(stdout)).toMatchObject({
+      holds: "a LoRA",
+      lora: { naming: "kohya", modules: 2, ranks: [8], alphas: [4] },
+      sampling: { steps: 4, guidance: 1 },
+      metadata: { note: "(5000 characters)" },
+    });
+    expect((await fewstep(["info", file])).stdout).toMatch(/^holds: a LoRA\nlora:\n.*\n.*\n {2}ranks: 8$/m);
+  });
+
+  test("with settings that cannot be: says so with exit code 2", async () => {
+    await saveSafetensors(file, tensors, { "fewstep.steps": "0" });
+    expectRefusal(await fewstep(["info", file]), /unet.safetensors: fewstep.steps is "0"; accepted are/);
   });
 
   test("truncated: says so with exit code 2", async () => {
