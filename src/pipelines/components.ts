@@ -1,40 +1,13 @@
-/** @file What a model is made of: configs, tokenizers, and where the weights of each network lie. */
+/** @file What a pipeline is made of: a base model, with another UNet perhaps, and adapters on it. */
 
-import { existsSync } from "node:fs";
-import { basename, join, resolve } from "node:path";
-import {
-  type ClipTextConfig,
-  clipTextConfig,
-  type UNetConfig,
-  unetConfig,
-  type VaeConfig,
-  vaeConfig,
-} from "../models/index.ts";
-import { SAMPLERS, type Sampler, type SchedulerConfig, schedulerConfig } from "../samplers/index.ts";
-import type { ClipTokenizer } from "../tokenizers/index.ts";
-import { kindText, SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
-import { about, readConfig, readJson, readTokenizer, type WeightSource, weightsFile } from "./folder.ts";
-import { type FolderDefaults, folderDefaults, lightningFile } from "./lightning.ts";
+import { stat } from "node:fs/promises";
+import { SAMPLERS, type Sampler } from "../samplers/index.ts";
+import { SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
+import { type BaseModel, readFolder } from "./base.ts";
+import { checkpointUNet, expectKind, readCheckpoint, stem } from "./checkpoint.ts";
+import type { WeightSource } from "./folder.ts";
+import { lightningFile } from "./lightning.ts";
 import { type SamplingSettings, samplingSettings } from "./settings.ts";
-
-export type Network = "text_encoder" | "text_encoder_2" | "unet" | "vae";
-
-/** A model as its folder has it. */
-export interface BaseModel {
-  path: string;
-  name: string;
-  tokenizers: readonly [ClipTokenizer, ClipTokenizer];
-  text: readonly [ClipTextConfig, ClipTextConfig];
-  unet: UNetConfig;
-  vae: VaeConfig;
-  scheduler: SchedulerConfig;
-  /** Whether an empty prompt is zeros, or its encoding. */
-  zeroEmptyPrompt: boolean;
-  defaults: FolderDefaults;
-  /** Those of its UNet, where it was distilled. */
-  sampling?: SamplingSettings;
-  weights(network: Network): string | WeightSource;
-}
 
 /** An adapter on the UNet. */
 export interface Lora {
@@ -67,13 +40,14 @@ export interface ComponentOptions {
 
 /** @throws one sentence when a file is missing, or is something else than it was given as. */
 export async function readComponents(path: string, options: ComponentOptions): Promise<Components> {
-  const base = await readFolder(path);
+  const isFile = (await stat(path).catch(() => undefined))?.isFile();
+  const base = await (isFile ? readCheckpoint(path) : readFolder(path));
   const { unet, loras, brought } = await addedFiles(base, options);
   for (const { path, strength } of loras)
     if (!Number.isFinite(strength)) throw new Error(`the strength of ${path} is ${strength}; give a number`);
-  const network = unet ? await readAdded(unet, "unet") : undefined;
+  const network = unet ? await readUNet(unet, base) : undefined;
   const sampling: SamplingSettings = { ...(network ? network.sampling : base.sampling) };
-  for (const lora of loras) Object.assign(sampling, (await readAdded(lora.path, "lora")).sampling);
+  for (const lora of loras) Object.assign(sampling, await readSettings(lora.path, "lora"));
   if (brought && sampling.steps !== brought.steps)
     throw new Error(
       `${brought.path} is listed for ${brought.steps} steps, but says ${sampling.steps ?? "nothing"} itself; ` +
@@ -115,54 +89,22 @@ async function addedFiles(
   return { loras: [{ path: brought.path, name: stem(brought.path), strength: 1 }], brought };
 }
 
-const WHERE: Partial<Record<WeightKind, string>> = {
-  lora: "give it as a LoRA",
-  unet: "give it as the UNet",
-  checkpoint: "give it as the model",
-};
+/** The sampling settings of a file that must hold one kind of weights. */
+async function readSettings(path: string, kind: WeightKind): Promise<SamplingSettings | undefined> {
+  await using file = await SafetensorsFile.open(path);
+  expectKind(file, kind);
+  return samplingSettings(file.metadata, path);
+}
 
-/** Tensors and sampling settings of a file that must hold one kind of weights. */
-async function readAdded(
+/** A UNet on its own, or that of a single-file checkpoint. */
+async function readUNet(
   path: string,
-  kind: WeightKind,
+  base: BaseModel,
 ): Promise<{ source: WeightSource; sampling?: SamplingSettings }> {
   await using file = await SafetensorsFile.open(path);
-  const found = weightKind(file.entries.keys());
-  if (found !== kind && found !== "unknown")
-    throw new Error(
-      [`${path} is ${kindText(found)}, not ${kindText(kind)}`, WHERE[found] ?? []].flat().join("; "),
-    );
-  return { source: { path, tensors: file.entries }, sampling: samplingSettings(file.metadata, path) };
-}
-
-/** `a/b.safetensors` → `b` */
-function stem(path: string): string {
-  return basename(path).replace(/\.safetensors$/, "");
-}
-
-async function readFolder(folder: string): Promise<BaseModel> {
-  const file = join(folder, "model_index.json");
-  if (!existsSync(file))
-    throw new Error(
-      `${folder}: ${existsSync(folder) ? "no model_index.json there" : "no such folder"}; ` +
-        "name a folder in diffusers layout, which has one",
-    );
-  const index = await readJson(file);
-  const config = <T>(part: string, parse: (json: unknown) => T) =>
-    readConfig(join(folder, part, "config.json"), parse);
-  return {
-    path: folder,
-    name: basename(resolve(folder)),
-    text: [await config("text_encoder", clipTextConfig), await config("text_encoder_2", clipTextConfig)],
-    tokenizers: [
-      await readTokenizer(join(folder, "tokenizer")),
-      await readTokenizer(join(folder, "tokenizer_2")),
-    ],
-    unet: await config("unet", unetConfig),
-    vae: await config("vae", vaeConfig),
-    scheduler: await readConfig(join(folder, "scheduler", "scheduler_config.json"), schedulerConfig),
-    zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
-    defaults: await about(file, () => folderDefaults(index.fewstep)),
-    weights: (network) => weightsFile(join(folder, network)),
-  };
+  const sampling = samplingSettings(file.metadata, path);
+  if (weightKind(file.entries.keys()) === "checkpoint")
+    return { source: await checkpointUNet(file, base.unet), sampling };
+  expectKind(file, "unet");
+  return { source: { path, tensors: file.entries }, sampling };
 }

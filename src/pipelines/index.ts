@@ -1,3 +1,4 @@
+export { type CheckpointOptions, saveCheckpoint } from "./checkpoint.ts";
 export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
 export { GeneratedPicture, type PictureSettings } from "./picture.ts";

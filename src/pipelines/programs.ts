@@ -5,7 +5,7 @@ import { clipText, clipTextWithProjection, unet, vaeDecode } from "../models/ind
 import { loraScope, rootScope, type Scope } from "../nn/index.ts";
 import { concat } from "../ops/index.ts";
 import { type CompileOptions, compile, type Program } from "../runtime/index.ts";
-import { readLora, SafetensorsFile } from "../weights/index.ts";
+import { readLora, SafetensorsFile, unetTable } from "../weights/index.ts";
 import type { Components } from "./components.ts";
 import { weightsOf } from "./folder.ts";
 
@@ -34,10 +34,13 @@ export async function compileUNet(model: Components, run: Run): Promise<Program>
   const build = (scope: Scope) => unetGraph(model, scope);
   const plain = build(rootScope());
   const placed = await weightsOf(plain, { "": model.weights("unet") });
+  const shapes = adaptable(plain);
+  const names = unetTable(model.unet);
+  const aliases = new Map([...shapes.keys()].map((at) => [names.toTheirs(at) ?? at, at]));
   let scope = rootScope();
   for (const [i, { path, strength }] of model.loras.entries()) {
     await using file = await SafetensorsFile.open(path);
-    const modules = await readLora(file, adaptable(plain));
+    const modules = await readLora(file, shapes, aliases);
     const name = `lora${i}`;
     scope = loraScope(scope, {
       name,

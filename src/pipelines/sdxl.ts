@@ -1,5 +1,5 @@
 /**
- * @file Text to image with an SDXL-family model folder. B batch, T text tokens, D text width, h w latent.
+ * @file Text to image with an SDXL-family model. B batch, T text tokens, D text width, h w latent.
  */
 
 import { existsSync } from "node:fs";
@@ -132,13 +132,13 @@ export class SDXL implements AsyncDisposable {
   }
 
   /**
-   * Loads a model folder in diffusers layout; by default the bundled model.
+   * Loads a model folder in diffusers layout, or a single-file checkpoint; by default the bundled model.
    * @throws one sentence when a component is missing or does not fit its config.
    */
-  static async load(folder = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
+  static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
     const { device = "cpu", threads, ...rest } = options;
-    const parts = await readComponents(folder, rest);
+    const parts = await readComponents(model, rest);
     const run = { device, threads };
     const sdxl = new SDXL(parts, [
       await compileText(parts, run),

@@ -1,5 +1,7 @@
 export { kindText, type WeightKind, weightKind } from "./kind.ts";
+export { clipTable, openClipTable, type UNetLayout, unetTable, type VaeLayout, vaeTable } from "./ldm.ts";
 export { type LoraModule, loraSummary, readLora, saveLora } from "./lora.ts";
+export type { KeyTable } from "./rename.ts";
 export {
   loadSafetensors,
   matchKeys,

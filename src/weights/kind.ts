@@ -19,5 +19,5 @@ export function weightKind(keys: Iterable<string>): WeightKind {
 
 /** A kind in words, with its article. */
 export function kindText(kind: WeightKind): string {
-  return KINDS.find(([name]) => name === kind)?.[1] ?? "none that is known";
+  return KINDS.find(([name]) => name === kind)?.[1] ?? "nothing that is known";
 }

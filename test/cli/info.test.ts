@@ -65,7 +65,7 @@ describe("weights", () => {
   test("are counted", async () => {
     await saveSafetensors(file, tensors, { format: "pt" });
     const { stdout } = await fewstep(["info", file, "--json"]);
-    const known = { file, kind: "weights", holds: "none that is known" };
+    const known = { file, kind: "weights", holds: "nothing that is known" };
     expect(JSON.parse(stdout)).toEqual({ ...known, ...facts, metadata: { format: "pt" } });
   });
 
