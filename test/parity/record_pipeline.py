@@ -16,6 +16,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -113,8 +114,9 @@ def tiny_pipeline(folder):
 
 def generate(pipeline, call):
     """Latents [B,4,h,w] and pictures [B,H,W,3]."""
-    kind = DDIMScheduler if call.get("sampler") == "ddim" else EulerDiscreteScheduler
-    changes = {"timestep_spacing": call["spacing"]} if "spacing" in call else {}
+    kind = {"ddim": DDIMScheduler, "lcm": LCMScheduler}.get(call.get("sampler"), EulerDiscreteScheduler)
+    names = {"spacing": "timestep_spacing", "predictionType": "prediction_type"}
+    changes = {theirs: call[ours] for ours, theirs in names.items() if ours in call}
     if kind is DDIMScheduler:
         changes["clip_sample"] = False  # SDXL's setting, which the config of Euler does not hold
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **changes)

@@ -1,16 +1,13 @@
 /** @file Names of single-file checkpoints: of the full SDXL, and of smaller networks of the same kind. */
 
 import { describe, expect, test } from "vitest";
-import { graph, input, type ParameterInfo, parametersOf, symbol } from "../../src/graph/index.ts";
+import { input, type ParameterInfo, parametersOf, symbol } from "../../src/graph/index.ts";
 import {
   clipText,
   clipTextConfig,
   clipTextWithProjection,
-  unet,
   unetConfig,
   vaeConfig,
-  vaeDecode,
-  vaeEncode,
 } from "../../src/models/index.ts";
 import { rootScope } from "../../src/nn/index.ts";
 import { castTensor, floats, Generator, type HostTensor, toFloat32 } from "../../src/tensor/index.ts";
@@ -24,15 +21,8 @@ import {
   vaeTable,
 } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
+import { SDXL, unetParameters, vaeParameters } from "./sdxl.ts";
 
-const [B, H, W] = ["B", "H", "W"].map(symbol);
-
-/** UNet2DConditionModel of SDXL base. */
-const SDXL = unetConfig({
-  addition_embed_type: "text_time",
-  addition_time_embed_dim: 256,
-  projection_class_embeddings_input_dim: 2816,
-});
 const SMALL = unetConfig({
   ...SDXL,
   block_out_channels: [32, 64, 64, 64],
@@ -51,23 +41,7 @@ const BIG_G = clipTextConfig({
   projection_dim: 1280,
 });
 
-function unetParameters(config: typeof SDXL): ParameterInfo[] {
-  const prediction = unet(rootScope(), config, {
-    sample: input("sample", "float32", [B, 4, H, W]),
-    timestep: input("timestep", "float32", [B]),
-    encoderHiddenStates: input("hidden", "float32", [B, 77, config.cross_attention_dim]),
-    textEmbeds: input("pooled", "float32", [B, 1280]),
-    timeIds: input("ids", "float32", [B, 6]),
-  });
-  return parametersOf(graph({ prediction }));
-}
-
-function vaeParameters(config: ReturnType<typeof vaeConfig>): ParameterInfo[] {
-  const latents = input("latents", "float32", [B, 4, H, W]);
-  const pictures = input("pictures", "float32", [B, 3, H, W]);
-  return parametersOf([vaeDecode(rootScope(), config, latents), vaeEncode(rootScope(), config, pictures)]);
-}
-
+const B = symbol("B");
 const ids = input("ids64", "int64", [B, 77]);
 const end = input("end", "int64", [B]);
 

@@ -1,0 +1,42 @@
+/** @file Files in every format for the tiny SDXL folder, always the same: what record_formats.py loads in diffusers. */
+
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { ParameterInfo } from "../../src/graph/index.ts";
+import { vaeConfig } from "../../src/models/index.ts";
+import { type SamplingSettings, samplingMetadata, saveCheckpoint } from "../../src/pipelines/index.ts";
+import { type KeyTable, saveLora, saveSafetensors, unetTable, vaeTable } from "../../src/weights/index.ts";
+import { changed, randomLora, TINY, unetTensors } from "../pipelines/tiny.ts";
+import { SDXL, unetParameters, vaeParameters } from "../weights/sdxl.ts";
+
+const FOUR = { steps: 4, guidance: 1, spacing: "trailing", predictionType: "epsilon" } as const;
+
+export const SETTINGS = {
+  unet: FOUR,
+  x0: { ...FOUR, steps: 1, predictionType: "sample" },
+  lora: FOUR,
+  lcm: { ...FOUR, sampler: "lcm" },
+} as const satisfies Record<string, SamplingSettings>;
+
+/** unet, x0, lora, lcm and checkpoint .safetensors; keys.json with those of the full SDXL, ours and a checkpoint's. */
+export async function writeFormats(folder: string): Promise<void> {
+  const tensors = await unetTensors();
+  const file = (name: string) => join(folder, `${name}.safetensors`);
+  const [unet, x0] = [changed(tensors, 21), changed(tensors, 22)];
+  await saveSafetensors(file("unet"), unet, samplingMetadata(SETTINGS.unet));
+  await saveSafetensors(file("x0"), x0, samplingMetadata(SETTINGS.x0));
+  for (const [name, lora] of Object.entries({ lora: { seed: 23 }, lcm: { seed: 24, rank: 4, alpha: 8 } })) {
+    const metadata = samplingMetadata(SETTINGS[name as "lora" | "lcm"]);
+    await saveLora(file(name), randomLora(tensors, lora), { metadata });
+  }
+  await saveCheckpoint(file("checkpoint"), TINY, unet, { settings: SETTINGS.unet });
+  const keys = {
+    unet: pairs(unetTable(SDXL), unetParameters(SDXL)),
+    vae: pairs(vaeTable(vaeConfig({})), vaeParameters(vaeConfig({}))),
+  };
+  await writeFile(join(folder, "keys.json"), JSON.stringify(keys));
+}
+
+function pairs(table: KeyTable, of: readonly ParameterInfo[]): Record<string, string | undefined> {
+  return Object.fromEntries(of.map(({ name }) => [name, table.toTheirs(name)]));
+}
