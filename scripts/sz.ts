@@ -21,7 +21,7 @@ const BUDGET: Record<string, number> = {
   runtime: 600,
   nn: 350,
   models: 850,
-  pipelines: 700,
+  pipelines: 1200,
   data: 1050,
   train: 1700,
   eval: 400,

@@ -2,16 +2,21 @@
 
 export {
   bundledModel,
+  type CheckpointOptions,
   type DenoiseStep,
   GeneratedPicture,
   type GenerateOptions,
   type LoadOptions,
   type ModelInfo,
   type PictureSettings,
+  type SamplingSettings,
   SDXL,
+  samplingMetadata,
+  saveCheckpoint,
   type Timings,
 } from "./pipelines/index.ts";
 export type { Picture } from "./platform/index.ts";
 export type { Device } from "./runtime/index.ts";
 export { ddim, euler, lcm, SAMPLERS, type Sampler } from "./samplers/index.ts";
 export { type FloatTensor, type HostTensor, tensor } from "./tensor/index.ts";
+export { saveLora, saveSafetensors } from "./weights/index.ts";

@@ -40,8 +40,9 @@ export interface ComponentOptions {
 
 /** @throws one sentence when a file is missing, or is something else than it was given as. */
 export async function readComponents(path: string, options: ComponentOptions): Promise<Components> {
-  const isFile = (await stat(path).catch(() => undefined))?.isFile();
-  const base = await (isFile ? readCheckpoint(path) : readFolder(path));
+  const found = await stat(path).catch(() => undefined);
+  const single = found ? found.isFile() : path.endsWith(".safetensors");
+  const base = await (single ? readCheckpoint(path) : readFolder(path));
   const { unet, loras, brought } = await addedFiles(base, options);
   for (const { path, strength } of loras)
     if (!Number.isFinite(strength)) throw new Error(`the strength of ${path} is ${strength}; give a number`);

@@ -3,8 +3,8 @@
     python record_formats.py
 
 Writes the files for tiny-sdxl (formats.ts) into a temporary folder, loads them in diffusers, and records formats.json
-(the calls, in our names) and formats.safetensors as record_pipeline.py does. Stops when diffusers' own conversion of
-the checkpoint's keys does not give the tensors that went into it. Needs peft beside the packages of record_models.py.
+(the calls, in our names) and formats.safetensors as record_pipeline.py does. Stops when diffusers does not read out of
+the checkpoint what went into it, or names the tensors of the full SDXL otherwise. Needs peft beside the packages of record_models.py.
 """
 
 import json
@@ -102,6 +102,11 @@ def record_formats():
             latents, pictures = generate(pipeline(name, call, folder), call)
             tensors |= {f"latents.{name}": latents, f"pictures.{name}": pictures}
             print(f"{name}: {tuple(pictures.shape)}, latents to {latents.abs().max():.1f}")
+        single = StableDiffusionXLPipeline.from_single_file(
+            folder / "checkpoint.safetensors", config=str(TINY), local_files_only=True
+        )
+        same = torch.equal(generate(single, CALLS["unet"])[0], tensors["latents.unet"])
+        assert same, "the checkpoint makes another picture than its UNet on the folder"
     save("formats", None, tensors)
     (GOLDENS / "formats.json").write_text(json.dumps(CALLS, indent=2) + "\n")
 

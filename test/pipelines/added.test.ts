@@ -5,7 +5,7 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { SDXL, samplingMetadata } from "../../src/pipelines/index.ts";
 import { lcm } from "../../src/samplers/index.ts";
 import { castTensor, floats } from "../../src/tensor/index.ts";
-import { saveLora, saveSafetensors } from "../../src/weights/index.ts";
+import { loadSafetensors, saveLora, saveSafetensors } from "../../src/weights/index.ts";
 import { at, put } from "../data/temporary.ts";
 import {
   apart,
@@ -118,6 +118,23 @@ describe("LoRA files", () => {
       await picture({ loras: { [at("h.safetensors")]: 1 } }),
     ];
     expect(apart(full, half)).toBeLessThanOrEqual(2);
+  });
+
+  test("in bfloat16, and with the names of single-file checkpoints", async () => {
+    const lora = randomLora(own);
+    await saveLora(at("a.safetensors"), lora);
+    const { tensors } = await loadSafetensors(at("a.safetensors"));
+    const renamed = Object.entries(tensors).map(([key, t]) => {
+      const name = key.replace("down_blocks_1_attentions_0_", "input_blocks_3_1_");
+      return [
+        name.replace("mid_block_resnets_1_conv1", "middle_block_2_in_layers_2"),
+        castTensor(t, "bfloat16"),
+      ];
+    });
+    await saveSafetensors(at("b.safetensors"), Object.fromEntries(renamed));
+    expect(renamed.map(([name]) => name)).toContain("lora_unet_input_blocks_3_1_proj_in.alpha");
+    const full = await picture({ loras: { [at("a.safetensors")]: 1 } });
+    expect(apart(await picture({ loras: { [at("b.safetensors")]: 1 } }), full)).toBeLessThanOrEqual(4);
   });
 
   test("bring settings, and are named in the picture", async () => {

@@ -139,6 +139,7 @@ describe("refused in one sentence", () => {
   });
 
   test("other files", async () => {
+    await expect(SDXL.load(at("no.safetensors"))).rejects.toThrow(/no.safetensors: no such file$/);
     await saveCheckpoint(at("c.safetensors"), TINY);
     truncateSync(at("c.safetensors"), statSync(at("c.safetensors")).size - 1);
     await expect(SDXL.load(at("c.safetensors"))).rejects.toThrow(/c.safetensors: truncated/);
