@@ -13,6 +13,7 @@ import {
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
+import { saveCheckpoint } from "../../src/pipelines/index.ts";
 import { readPng } from "../../src/platform/index.ts";
 import { floats } from "../../src/tensor/index.ts";
 import { loadSafetensors, saveLora, saveSafetensors } from "../../src/weights/index.ts";
@@ -91,6 +92,34 @@ describe("other weights", () => {
       steps: 1,
       warnings: [/distilled/, /guidance/].map((w) => expect.stringMatching(w)),
     });
+  });
+
+  test("that the model folder brings along are chosen by --steps", async () => {
+    cpSync(TINY, at("model"), { recursive: true });
+    await saveSafetensors(at("model/four.safetensors"), (await loadSafetensors(unet)).tensors, four);
+    const lightning = { default: 4, files: { 4: "four.safetensors" } };
+    put("model/model_index.json", JSON.stringify({ fewstep: { steps: 3, guidance: 4, lightning } }));
+    const args = ["generate", "x", "--model", at("model"), "--json"];
+    const [usual, own, strong] = await Promise.all([
+      fewstep([...args, "--out", at("a.png")]),
+      fewstep([...args, "--out", at("b.png"), "--steps", "2"]),
+      fewstep([...args, "--out", at("c.png"), "--steps", "4", "--guidance", "4"]),
+    ]);
+    expect(JSON.parse(usual.stdout)).toMatchObject({ model: "four", steps: 4, guidance: 1, warnings: [] });
+    expect(JSON.parse(own.stdout)).toMatchObject({ model: "model", steps: 2, guidance: 4, warnings: [] });
+    const warnings = [expect.stringMatching(/^guidance 4 is much for a distilled model/)];
+    expect(JSON.parse(strong.stdout)).toMatchObject({ model: "four", guidance: 4, warnings });
+  });
+
+  test("of a whole model in one file", async () => {
+    await saveCheckpoint(at("all.safetensors"), TINY);
+    const { code, stdout } = await generate("--model", at("all.safetensors"), "--json");
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ model: "all", steps: 1, guidance: 5 });
+    expectRefusal(
+      await generate("--model", unet),
+      /is a UNet with diffusers' names, not a single-file checkpoint; give it as the UNet$/m,
+    );
   });
 
   test("that cannot be used are refused", async () => {
