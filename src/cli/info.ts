@@ -58,11 +58,12 @@ async function pictureFacts(path: string): Promise<Facts> {
 
 /** Apart: where `await using` stands too, tsc 6.0 leaves the extension of a dynamic import as it is. */
 const weightReader = () => import("../weights/index.ts");
+const pipelines = () => import("../pipelines/index.ts");
 
 /** What one file holds, told from its keys, how it wants to be sampled, and its counts. */
 async function contentFacts(path: string): Promise<Facts> {
   const { kindText, loraSummary, SafetensorsFile, weightKind } = await weightReader();
-  const { samplingSettings } = await import("../pipelines/index.ts");
+  const { samplingSettings } = await pipelines();
   const counts = await weightFacts(path);
   await using file = await SafetensorsFile.open(path);
   const kind = weightKind(file.entries.keys());

@@ -27,7 +27,7 @@ test("generate, and info of what it made", async () => {
     "--seed",
     "1",
     "--steps",
-    "2",
+    "3",
     "--out",
     out,
     "--json",
