@@ -1,7 +1,7 @@
 /**
- * @file A whole model in one safetensors file, with the names that ComfyUI and generative-models use. Sizes can be
- * read off the tensors, but not heads, activations, tokenizers or schedules: these are in the metadata, as JSON under
- * `fewstep.config`.
+ * @file A whole model in one safetensors file, with the names that ComfyUI and generative-models use. Sizes can
+ * be read off the tensors, but not heads, activations, tokenizers or schedules: these are in the metadata, as JSON
+ * under `fewstep.config`.
  */
 
 import { basename, join } from "node:path";

@@ -31,9 +31,9 @@ export interface ComponentOptions {
   /** LoRA files for the UNet and their strengths; 1 is the strength they were trained at. */
   loras?: Readonly<Record<string, number>>;
   /**
-   * Step count that pictures will be asked for. Where the model folder brings few-step weights along, those for this
-   * count are taken, and without a count those it names as default; the model's own UNet for other counts, and
-   * where `unet` or `loras` are given.
+   * Step count that pictures will be asked for. Where the model folder brings few-step weights along, those for
+   * this count are taken, and without a count those it names as default; the model's own UNet for other counts,
+   * and where `unet` or `loras` are given.
    */
   steps?: number;
 }
@@ -48,7 +48,13 @@ export async function readComponents(path: string, options: ComponentOptions): P
     if (!Number.isFinite(strength)) throw new Error(`the strength of ${path} is ${strength}; give a number`);
   const network = unet ? await readUNet(unet, base) : undefined;
   const sampling: SamplingSettings = { ...(network ? network.sampling : base.sampling) };
-  for (const lora of loras) Object.assign(sampling, await readSettings(lora.path, "lora"));
+  for (const lora of loras) {
+    const added = await readSettings(lora.path, "lora");
+    const types = [sampling, added].flatMap((settings) => settings?.predictionType ?? []);
+    if (types.length > 1 && types[0] !== types[1])
+      throw new Error(`${lora.path} is for a UNet that predicts ${types[1]}; this one predicts ${types[0]}`);
+    Object.assign(sampling, added);
+  }
   if (brought && sampling.steps !== brought.steps)
     throw new Error(
       `${brought.path} is listed for ${brought.steps} steps, but says ${sampling.steps ?? "nothing"} itself; ` +

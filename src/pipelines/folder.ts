@@ -80,7 +80,7 @@ export async function loadWeights(folder: string): Promise<Record<string, HostTe
 /** A buffer that older versions of transformers saved. */
 const POSITIONS = /\.position_ids$/;
 
-/** Tensors under the names of a graph: places in a file, or, where the file has them in another order, themselves. */
+/** Tensors under the names of a graph: places in a file, or copies where the file has them in another order. */
 export interface WeightSource {
   path: string;
   tensors: ReadonlyMap<string, TensorEntry | HostTensor>;

@@ -27,7 +27,7 @@ const schema = z.object({
   lightning: lightning.optional(),
 });
 
-/** What model_index.json says to fewstep. `steps` and `guidance` are the settings that the model was judged with. */
+/** What model_index.json says to fewstep; `steps` and `guidance` are those that the model was judged with. */
 export type FolderDefaults = z.infer<typeof schema>;
 
 /** @throws a sentence that names the field. */

@@ -39,7 +39,8 @@ export const lcm: Sampler = {
   async *sample(denoise, x, { timesteps, sigmas, targets }, noise) {
     for (const [i, sigma] of sigmas.entries()) {
       const t = timesteps[i] * TIMESTEP_SCALING;
-      const skip = SIGMA_DATA ** 2 / (t ** 2 + SIGMA_DATA ** 2) / Math.sqrt(sigma ** 2 + 1); // x has deviation √(σ²+1)
+      // of x at unit variance
+      const skip = SIGMA_DATA ** 2 / (t ** 2 + SIGMA_DATA ** 2) / Math.sqrt(sigma ** 2 + 1);
       const out = t / Math.sqrt(t ** 2 + SIGMA_DATA ** 2);
       const clean = await denoise(x, i);
       const denoised = floats(

@@ -1,7 +1,7 @@
 /**
- * @file Low-rank adapter files (Hu et al. 2022): ΔW = alpha/r · up·down, down [r,in,k,k], up [out,r,1,1], of linear
- * layers without the kernel. Written with the names of kohya's trainer, which diffusers and ComfyUI read; those of
- * PEFT are read as well.
+ * @file Low-rank adapter files (Hu et al. 2022): ΔW = alpha/r · up·down, down [r,in,k,k], up [out,r,1,1], of
+ * linear layers without the kernel. Written with the names of kohya's trainer, which diffusers and ComfyUI read;
+ * those of PEFT are read as well.
  */
 
 import { castTensor, type DType, floats, type HostTensor, toFloat32 } from "../tensor/index.ts";
@@ -59,7 +59,7 @@ function loraKeys(keys: Iterable<string>): {
  * Matches an adapter file with the modules of a network.
  * @param shapes of the weights of all modules that can be adapted, by path.
  * @param aliases other names of some of these paths.
- * @throws one error that lists the keys that fit nowhere, the modules that lack a part, and shapes that do not fit.
+ * @throws one error that lists keys that fit nowhere, modules that lack a part, and shapes that do not fit.
  */
 export async function readLora(
   file: SafetensorsFile,

@@ -1,4 +1,4 @@
-/** @file Files in every format for the tiny SDXL folder, always the same: what record_formats.py loads in diffusers. */
+/** @file Files in every format for the tiny SDXL folder, always the same; record_formats.py loads them. */
 
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -18,7 +18,7 @@ export const SETTINGS = {
   lcm: { ...FOUR, sampler: "lcm" },
 } as const satisfies Record<string, SamplingSettings>;
 
-/** unet, x0, lora, lcm and checkpoint .safetensors; keys.json with those of the full SDXL, ours and a checkpoint's. */
+/** unet, x0, lora, lcm and checkpoint .safetensors; keys.json: those of the full SDXL, ours and a checkpoint's. */
 export async function writeFormats(folder: string): Promise<void> {
   const tensors = await unetTensors();
   const file = (name: string) => join(folder, `${name}.safetensors`);

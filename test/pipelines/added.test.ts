@@ -173,6 +173,15 @@ test("warnings say what does not go with the weights", async () => {
   expect(teacher.warnings({ steps: 4, guidance: 9, negativePrompt: "x" })).toEqual([]);
 });
 
+test("a LoRA for another prediction than the UNet's own is refused", async () => {
+  await saveSafetensors(at("x0.safetensors"), own, samplingMetadata({ steps: 1, predictionType: "sample" }));
+  await saveLora(at("l.safetensors"), randomLora(own), { metadata: LIGHTNING });
+  const loaded = SDXL.load(TINY, { unet: at("x0.safetensors"), loras: { [at("l.safetensors")]: 1 } });
+  await expect(loaded).rejects.toThrow(
+    /l.safetensors is for a UNet that predicts epsilon; this one predicts sample$/,
+  );
+});
+
 describe("refused in one sentence", () => {
   test.each<[string, () => Promise<unknown>, object, RegExp]>([
     ["a missing file", async () => {}, { unet: "x.safetensors" }, /x.safetensors: no such file$/],
