@@ -6,6 +6,7 @@ import { Command } from "commander";
 import { version } from "../platform/index.ts";
 import { handleSignals } from "./cleanup.ts";
 import { dataCommand } from "./data.ts";
+import { distillCommand } from "./distill.ts";
 import { report } from "./errors.ts";
 import { evalCommand } from "./eval.ts";
 import { generateCommand } from "./generate.ts";
@@ -22,6 +23,7 @@ generateCommand(program);
 infoCommand(program);
 dataCommand(program);
 trainCommand(program);
+distillCommand(program);
 evalCommand(program);
 
 handleSignals();

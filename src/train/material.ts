@@ -8,7 +8,7 @@ import { clipTextConfig, type UNetConfig, vaeConfig, vaeScaleFactor } from "../m
 import { loadWeights, normalizeLatents, readConfig, readTokenizer, weightsFile } from "../pipelines/index.ts";
 import type { FloatTensor, HostTensor } from "../tensor/index.ts";
 import type { Recipe } from "./recipe.ts";
-import { type CaptionBank, encodeCaptions, latentEncoder } from "./tasks.ts";
+import { type CaptionBank, encodeCaptions, latentEncoder, promptEncoder } from "./tasks.ts";
 
 export interface OpenOptions {
   /** Called with what is done before the first step. */
@@ -67,6 +67,8 @@ export interface MaterialSource {
 export interface Material {
   data: Dataset;
   bank: CaptionBank;
+  /** Encoding of the empty prompt, [1,T,D] and [1,P]. */
+  empty: Record<"hidden" | "pooled", FloatTensor>;
   /** Normalised latents of pictures of one bucket, [B,C,h,w]. */
   latents(indices: readonly number[]): Promise<FloatTensor>;
   /** Pixels per latent position. */
@@ -112,13 +114,12 @@ export async function openMaterial(
     tokenizer: await readTokenizer(join(source.text, "tokenizer")),
     tokenizer2: await readTokenizer(join(source.text, "tokenizer_2")),
   };
-  const bank = await encodeCaptions(text, textWeights, tokenizers, data, {
-    perPicture: captions,
-    seed: seed - 1,
-  });
+  await using prompts = await promptEncoder(text, textWeights, tokenizers);
+  const bank = await encodeCaptions(prompts, data, { perPicture: captions, seed: seed - 1 });
   return {
     data,
     bank,
+    empty: await prompts.encode([""]),
     scaleFactor,
     latents: async (indices) => normalizeLatents(vae, await cache.latents(indices)),
     close: async () => cache[Symbol.asyncDispose](),

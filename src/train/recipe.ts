@@ -30,13 +30,15 @@ const pictures = z.strictObject({
   maxAspect: z.number().min(1).default(1),
 });
 
-const optimizer = z.strictObject({
+export const data = z.discriminatedUnion("kind", [icons, pictures]);
+
+export const optimizer = z.strictObject({
   betas: z.tuple([fraction, fraction]).default([0.9, 0.99]),
   eps: z.number().positive().default(1e-8),
   weightDecay: z.number().min(0).default(0.01),
 });
 
-const learningRate = z.strictObject({
+export const learningRate = z.strictObject({
   peak: z.number().positive(),
   warmup: z.int().min(0).default(100),
   decay: z.enum(["constant", "cosine"]).default("cosine"),
@@ -47,7 +49,7 @@ const learningRate = z.strictObject({
 const common = {
   /** Folder of the run. */
   out: z.string(),
-  data: z.discriminatedUnion("kind", [icons, pictures]),
+  data,
   steps: count,
   /** Pictures in one optimiser step. */
   batch: count.default(32),
@@ -146,7 +148,7 @@ export type RecipeOf<T extends Recipe["task"]> = Extract<Recipe, { task: T }>;
  */
 export function parseRecipe(json: unknown, name = "recipe"): Recipe {
   const result = schema.safeParse(json);
-  if (!result.success) throw new Error(`${name}: ${issueText(result.error.issues[0], json)}`);
+  if (!result.success) throw new Error(`${name}: ${sentence(result.error.issues[0], json)}`);
   const recipe = result.data;
   if (recipe.batch % recipe.microBatch !== 0)
     throw new Error(`${name}: batch ${recipe.batch} is not a multiple of microBatch ${recipe.microBatch}`);
@@ -155,7 +157,8 @@ export function parseRecipe(json: unknown, name = "recipe"): Recipe {
   return recipe;
 }
 
-function issueText(issue: z.core.$ZodIssue, json: unknown): string {
+/** What is wrong with a field. */
+export function sentence(issue: z.core.$ZodIssue, json: unknown): string {
   const field = issue.path.join(".");
   if (issue.code === "custom") return `${field}: ${issue.message}`;
   if (issue.code === "unrecognized_keys") {
@@ -204,12 +207,14 @@ function canonical(value: unknown): string | undefined {
   );
 }
 
+/** The same for equal JSON, whatever the order of its keys. */
+export function hashOf(value: unknown): string {
+  return createHash("sha256").update(canonical(value)!).digest("hex").slice(0, 16);
+}
+
 /** What a run is; a checkpoint continues only under the same. */
 export function fingerprint(recipe: Recipe): string {
-  return createHash("sha256")
-    .update(canonical(identity(recipe))!)
-    .digest("hex")
-    .slice(0, 16);
+  return hashOf(identity(recipe));
 }
 
 /** Fields in which runs differ. */

@@ -167,6 +167,8 @@ export async function latentEncoder(
 /** Encodings of several random captions of every picture: the frozen text encoders run once, not every step. */
 export interface CaptionBank {
   perPicture: number;
+  /** Tokens of a caption. */
+  tokens: number;
   /** Floats of one caption's hidden states and pooled embedding. */
   hiddenSize: number;
   pooledSize: number;
@@ -174,38 +176,80 @@ export interface CaptionBank {
   pooled: Float32Array;
 }
 
-export async function encodeCaptions(
+/** Both text encoders as one program. Free it. */
+export async function promptEncoder(
   text: TextConfigs,
   weights: ReadonlyMap<string, HostTensor>,
   tokenizers: TokenizerPair,
-  data: Dataset,
-  { perPicture, seed }: { perPicture: number; seed: number },
-): Promise<CaptionBank> {
+): Promise<
+  AsyncDisposable & { encode(texts: readonly string[]): Promise<Record<"hidden" | "pooled", FloatTensor>> }
+> {
   const T = text.textEncoder.max_position_embeddings;
   const [ids, ids2] = ["ids", "ids_2"].map((n) => input(n, "int64", [symbol("B"), T]));
   const outputs = encodePrompt(text, { ids, ids2, end: input("end", "int64", [symbol("B")]) });
-  await using program = await compile(graph({ ...outputs }), { weights });
-  const count = data.length * perPicture;
-  const pooledSize = text.textEncoder2.projection_dim;
-  const hiddenSize = T * (text.textEncoder.hidden_size + text.textEncoder2.hidden_size);
-  const bank = {
-    perPicture,
-    hiddenSize,
-    pooledSize,
-    hidden: new Float32Array(count * hiddenSize),
-    pooled: new Float32Array(count * pooledSize),
+  const program = await compile(graph({ ...outputs }), { weights });
+  return {
+    encode: async (texts) => {
+      const { hidden, pooled } = await program.run(tokenFeeds(tokenizers, texts));
+      return { hidden: hidden as FloatTensor, pooled: pooled as FloatTensor };
+    },
+    [Symbol.asyncDispose]: () => program.dispose(),
   };
+}
+
+export async function encodeCaptions(
+  { encode }: Pick<Awaited<ReturnType<typeof promptEncoder>>, "encode">,
+  data: Dataset,
+  { perPicture, seed }: { perPicture: number; seed: number },
+): Promise<CaptionBank> {
+  const count = data.length * perPicture;
   const g = new Generator(seed);
   const random = () => g.random();
+  let bank: CaptionBank | undefined;
   for (let start = 0; start < count; start += 64) {
     const rows = Array.from({ length: Math.min(64, count - start) }, (_, i) =>
       data.caption(Math.floor((start + i) / perPicture), random),
     );
-    const out = await program.run(tokenFeeds(tokenizers, rows));
-    bank.hidden.set(out.hidden.data as Float32Array, start * hiddenSize);
-    bank.pooled.set(out.pooled.data as Float32Array, start * pooledSize);
+    const { hidden, pooled } = await encode(rows);
+    const [hiddenSize, pooledSize] = [hidden, pooled].map((t) => t.data.length / rows.length);
+    bank ??= {
+      perPicture,
+      tokens: hidden.shape[1],
+      hiddenSize,
+      pooledSize,
+      hidden: new Float32Array(count * hiddenSize),
+      pooled: new Float32Array(count * pooledSize),
+    };
+    bank.hidden.set(hidden.data, start * hiddenSize);
+    bank.pooled.set(pooled.data, start * pooledSize);
   }
+  if (!bank) throw new Error("there are no captions to encode");
   return bank;
+}
+
+/** What a UNet is told of some pictures: a random caption of each (zeros, as SDXL's empty one, for a share), sizes. */
+export function conditionFeeds(
+  { data, bank }: { data: Dataset; bank: CaptionBank },
+  indices: readonly number[],
+  random: Generator,
+  dropPrompt = 0,
+): Record<"hidden" | "pooled" | "time_ids", FloatTensor> {
+  const { hiddenSize, pooledSize, perPicture } = bank;
+  const hidden = new Float32Array(indices.length * hiddenSize);
+  const pooled = new Float32Array(indices.length * pooledSize);
+  const timeIds = floats([indices.length, 6]);
+  for (const [b, index] of indices.entries()) {
+    timeIds.data.set(data.timeIds(index), b * 6);
+    const row = index * perPicture + random.integer(perPicture);
+    if (random.random() < dropPrompt) continue;
+    hidden.set(bank.hidden.subarray(row * hiddenSize, (row + 1) * hiddenSize), b * hiddenSize);
+    pooled.set(bank.pooled.subarray(row * pooledSize, (row + 1) * pooledSize), b * pooledSize);
+  }
+  return {
+    hidden: floats([indices.length, bank.tokens, hiddenSize / bank.tokens], hidden),
+    pooled: floats([indices.length, pooledSize], pooled),
+    time_ids: timeIds,
+  };
 }
 
 export interface UNetJobOptions {
@@ -235,14 +279,12 @@ export function unetJob(
   options: UNetJobOptions,
 ): Job {
   const { batch, seed, dropPrompt, minSnr, weighting, alphasCumprod, scaleFactor } = options;
-  const width = config.cross_attention_dim;
-  const tokens = bank.hiddenSize / width;
   const [first, ...variants] = data.buckets.map((bucket) =>
     unetLoss(config, {
       batch,
       height: bucket.height / scaleFactor,
       width: bucket.width / scaleFactor,
-      tokens,
+      tokens: bank.tokens,
       pooled: bank.pooledSize,
     }),
   );
@@ -259,13 +301,10 @@ export function unetJob(
       const n = clean.data.length / batch;
       const target = g.randn(clean.shape);
       const sample = floats(target.shape);
-      const hidden = floats([batch, tokens, width]);
-      const pooled = floats([batch, bank.pooledSize]);
       const timestep = floats([batch]);
       const weight = floats([batch]);
-      const timeIds = floats([batch, 6]);
       const offset = g.random();
-      for (const [b, index] of indices.entries()) {
+      for (let b = 0; b < batch; b++) {
         // spread evenly, which makes the loss less noisy (Kingma et al. 2021, §4.3); pictures come in random order
         const t = Math.floor(((b + offset) / batch) * alphasCumprod.length);
         const alpha = alphasCumprod[t];
@@ -274,19 +313,9 @@ export function unetJob(
           sample.data[i] = signal * clean.data[i] + noise * target.data[i];
         timestep.data[b] = t;
         weight.data[b] = noiseErrorWeight(alpha / (1 - alpha), minSnr, weighting);
-        timeIds.data.set(data.timeIds(index), b * 6);
-        const row = index * bank.perPicture + g.integer(bank.perPicture);
-        if (g.random() < dropPrompt) continue; // zeros, as SDXL's empty prompt
-        hidden.data.set(
-          bank.hidden.subarray(row * bank.hiddenSize, (row + 1) * bank.hiddenSize),
-          b * bank.hiddenSize,
-        );
-        pooled.data.set(
-          bank.pooled.subarray(row * bank.pooledSize, (row + 1) * bank.pooledSize),
-          b * bank.pooledSize,
-        );
       }
-      return { sample, target, timestep, weight, hidden, pooled, time_ids: timeIds };
+      const conditions = conditionFeeds({ data, bank }, indices, g, dropPrompt);
+      return { sample, target, timestep, weight, ...conditions };
     },
   };
 }

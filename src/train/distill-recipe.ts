@@ -1,0 +1,141 @@
+/** @file Recipes of distillation: stages as data, each with phases that train one after the other. */
+
+import { z } from "zod";
+import { readJson } from "../pipelines/index.ts";
+import { data, learningRate, optimizer, sentence } from "./recipe.ts";
+
+const count = z.int().positive();
+const fraction = z.number().min(0).max(1);
+const time = z.int().min(1).max(1000);
+
+/** What a phase trains the student with. */
+const objective = z.enum(["mse", "conditional", "unconditional", "convert", "lcm"]);
+
+const phase = z.strictObject({
+  /**
+   * "mse": the teacher's place, exactly. "conditional": D(x_{t−ns}, x_t, …). "unconditional": D′(x_{t−ns}, …).
+   * "convert": from predicting noise to predicting clean latents. "lcm": latent consistency.
+   */
+  objective,
+  steps: count,
+  learningRate,
+  /** Rank of a LoRA on the base model, which goes on from the stage before; left out, the whole network is trained. */
+  lora: count.optional(),
+  /** Steps that an earlier student was distilled to, which teaches here and so skips levels. Default: `from`. */
+  teacher: count.optional(),
+  /** Times at which D sees its latents noised again, and how often each. */
+  renoise: z
+    .strictObject({ timesteps: z.array(time).min(1), weights: z.array(z.number().positive()) })
+    .optional(),
+  batch: count.optional(),
+  emaDecay: fraction.optional(),
+});
+
+const stage = z.strictObject({
+  /** Steps of the teacher, from pure noise to a picture. */
+  from: count,
+  /** Steps of the student. */
+  to: count,
+  /** Classifier-free guidance of the teacher, which the student takes over; up to 1 it is off. */
+  guidance: z.number().min(0).default(1),
+  /** Times that the student is trained at: where it will be sampled, everywhere, or those of a list. */
+  timesteps: z.union([z.enum(["grid", "all"]), z.array(time).min(1)]).default("grid"),
+  phases: z.array(phase).min(1),
+  /** Whether the stage's weights are written for others to use. */
+  publish: z.boolean().default(true),
+});
+
+const schema = z.strictObject({
+  task: z.literal("distill"),
+  /** Folder of the run, and of what it publishes. */
+  out: z.string(),
+  /** File names start with it: `<name>_4step_unet.safetensors`. */
+  name: z
+    .string()
+    .regex(/^\w[\w.-]*$/, "letters, digits, _ and - make a file name")
+    .default("lightning"),
+  /** Folder of the base model, in diffusers layout. */
+  teacher: z.string(),
+  data,
+  /** Random captions of every picture, encoded once. */
+  captions: count.default(6),
+  batch: count.default(32),
+  microBatch: count.default(16),
+  optimizer: optimizer.prefault({ betas: [0, 0.99], weightDecay: 0 }),
+  clipNorm: z.number().positive().default(1),
+  /** Decay of the averaged weights, which are what is kept; 0 for the weights themselves. */
+  emaDecay: fraction.default(0.99),
+  /** Scale of a LoRA's alpha to its rank. */
+  loraAlpha: z.number().positive().default(1),
+  /** Steps in which D tells all real from all generated latents before a stage counts as diverged; 0: never. */
+  patience: z.int().min(0).default(300),
+  seed: z.int().min(0).max(4000).default(1),
+  checkpointMinutes: z.number().positive().default(3),
+  logEvery: count.default(10),
+  /** Steps between sample grids; 0 for one at the end of each phase. */
+  sampleEvery: z.int().min(0).default(0),
+  dtype: z.enum(["float32", "float16"]).default("float16"),
+  prompts: z.array(z.string()).default(["a red apple", "a cat", "a house", "a yellow star"]),
+  stages: z.array(stage).min(1),
+});
+
+export type DistillRecipe = z.infer<typeof schema>;
+export type Stage = DistillRecipe["stages"][number];
+export type Phase = Stage["phases"][number];
+
+/**
+ * Checks a recipe and fills in its defaults.
+ * @throws one sentence that names the field, what was given and what is accepted.
+ */
+export function parseDistillRecipe(json: unknown, name = "recipe"): DistillRecipe {
+  const result = schema.safeParse(json);
+  if (!result.success) throw new Error(`${name}: ${sentence(result.error.issues[0], json)}`);
+  const recipe = result.data;
+  const problem = problemOf(recipe);
+  if (problem) throw new Error(`${name}: ${problem}`);
+  return recipe;
+}
+
+function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undefined {
+  let simple = false; // whether the student predicts clean latents
+  for (const [i, stage] of stages.entries()) {
+    const { from, to, phases } = stage;
+    const at = `stages.${i}`;
+    const earlier = stages.slice(0, i).map((s) => s.to);
+    const consistency = phases.some((p) => p.objective === "lcm"); // whose student may take any number of steps
+    if (!consistency && (from % to !== 0 || from <= to))
+      return `${at} goes from ${from} to ${to} steps; the first must be a multiple of the second`;
+    if (i > 0 && from !== earlier[i - 1])
+      return `${at}.from is ${from}; the stage before ends at ${earlier[i - 1]}`;
+    if (simple) return `${at} needs a teacher that predicts noise; only the last stage may convert`;
+    let lora = false;
+    for (const [j, phase] of phases.entries()) {
+      const here = `${at}.phases.${j}`;
+      const size = phase.batch ?? batch;
+      if (size % microBatch !== 0)
+        return `${here}: batch ${size} is not a multiple of microBatch ${microBatch}`;
+      if (phase.lora && j > 0 && !lora)
+        return `${here}: a LoRA is trained before the whole network, not after`;
+      lora = phase.lora !== undefined;
+      const { teacher = from, renoise, objective } = phase;
+      if (teacher !== from && !earlier.includes(teacher))
+        return `${here}.teacher is ${teacher}; give one of ${[from, ...earlier].join(", ")}`;
+      if (teacher !== from && teacher % to !== 0)
+        return `${here}.teacher is ${teacher}, no multiple of ${to}`;
+      if (renoise && renoise.weights.length !== renoise.timesteps.length)
+        return `${here}.renoise has ${renoise.timesteps.length} timesteps and ${renoise.weights.length} weights`;
+      if (renoise && objective !== "conditional" && objective !== "unconditional")
+        return `${here}.renoise is for adversarial objectives; ${objective} has no discriminator`;
+      if (objective === "convert") {
+        if (j > 0 || phase.lora) return `${here}: convert comes first and trains the whole network`;
+        simple = true;
+      } else if (simple && phase.lora) return `${here}: a LoRA cannot change what the base model predicts`;
+    }
+  }
+  return undefined;
+}
+
+/** Reads a recipe file. Paths in it are relative to the working directory. */
+export async function readDistillRecipe(path: string): Promise<DistillRecipe> {
+  return parseDistillRecipe(await readJson(path), path);
+}

@@ -1,0 +1,398 @@
+/**
+ * @file Progressive adversarial distillation (Lin et al. 2024, §3.6): stage after stage a student learns to take
+ * several steps of its teacher in one, then becomes the teacher. Every phase is a run with a folder of its own, so a
+ * distillation that is stopped anywhere goes on exactly.
+ */
+
+import { existsSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { contactSheet } from "../data/index.ts";
+import { graph, input, parametersOf } from "../graph/index.ts";
+import { type UNetConfig, unet, unetConfig } from "../models/index.ts";
+import { rootScope } from "../nn/index.ts";
+import {
+  loadWeights,
+  readConfig,
+  readJson,
+  type SamplingSettings,
+  SDXL,
+  samplingMetadata,
+  saveJson,
+  weightsFile,
+} from "../pipelines/index.ts";
+import { atomicWrite } from "../platform/index.ts";
+import { alphasCumprod, type PredictionType, schedulerConfig } from "../samplers/index.ts";
+import { castTensor, floats, type HostTensor } from "../tensor/index.ts";
+import { loadSafetensors, matchKeys, saveLora, saveSafetensors } from "../weights/index.ts";
+import type { DistillRecipe, Phase, Stage } from "./distill-recipe.ts";
+import { type FitOptions, fit, type Progress } from "./fit.ts";
+import { DISCRIMINATOR } from "./lightning.ts";
+import { type Material, type OpenOptions, openMaterial } from "./material.ts";
+import { adamw } from "./optimizer.ts";
+import { phaseJob } from "./phase.ts";
+import { hashOf } from "./recipe.ts";
+
+type Weights = Record<string, HostTensor>;
+
+export interface DistillOptions extends OpenOptions {
+  /** Saves a checkpoint and stops. */
+  signal?: AbortSignal;
+  /** Processes that compute gradients side by side; default one per core, at most one per micro-batch. */
+  replicas?: number;
+}
+
+export interface DistillProgress extends Progress {
+  /** "8 to 4: conditional, LoRA of rank 16". */
+  phase: string;
+}
+
+/** A finished student, or the base model. Weights are read when they are needed, in float32. */
+interface Student {
+  prediction: PredictionType;
+  unet(): Promise<Weights>;
+  /** Its LoRA on the base model, under the keys of `loraScope`. */
+  lora?: () => Promise<Weights>;
+}
+
+/** What all stages share. */
+interface Context {
+  recipe: DistillRecipe;
+  config: UNetConfig;
+  base: Student;
+  /** By number of steps; the base model under that of the first teacher. */
+  students: Map<number, Student>;
+  material: Material;
+  alphas: Float32Array;
+  zeroEmptyPrompt: boolean;
+  options: DistillOptions;
+}
+
+/**
+ * Distils what a recipe says, going on where `out` stopped; yields after every step. Each stage that publishes writes
+ * `<name>_<N>step_unet.safetensors` to `out`, and `<name>_<N>step_lora.safetensors` where it trained one.
+ * @throws a sentence when something is missing or does not fit, or a phase diverges; its last checkpoint stays.
+ */
+export async function* distill(
+  recipe: DistillRecipe,
+  options: DistillOptions = {},
+): AsyncGenerator<DistillProgress, void> {
+  const { signal } = options;
+  const onPrepare: OpenOptions["onPrepare"] = (...what) => {
+    signal?.throwIfAborted(); // until the first step there is nothing to save
+    options.onPrepare?.(...what);
+  };
+  const context = await openContext(recipe, { ...options, onPrepare });
+  try {
+    await saveJson(join(recipe.out, "recipe.json"), recipe);
+    for (const stage of recipe.stages) {
+      yield* runStage(context, stage);
+      if (signal?.aborted) return;
+    }
+  } finally {
+    await context.material.close();
+  }
+}
+
+async function openContext(recipe: DistillRecipe, options: DistillOptions): Promise<Context> {
+  const { teacher, out } = recipe;
+  const folder = join(teacher, "unet");
+  const config = await readConfig(join(folder, "config.json"), unetConfig);
+  const scheduler = await readConfig(join(teacher, "scheduler", "scheduler_config.json"), schedulerConfig);
+  const index = await readJson(join(teacher, "model_index.json"));
+  const load = async () => inFloat32(await loadWeights(folder));
+  const shapes = unetParameters(config).map((p) => [p.name, p.shape]);
+  matchKeys(weightsFile(folder), Object.fromEntries(shapes), await load());
+  const base: Student = { unet: load, prediction: scheduler.prediction_type };
+  const source = { ...recipe, out, vae: join(teacher, "vae"), text: teacher };
+  return {
+    recipe,
+    config,
+    base,
+    students: new Map([[recipe.stages[0].from, base]]),
+    material: await openMaterial(source, config, options),
+    alphas: alphasCumprod(scheduler),
+    zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
+    options,
+  };
+}
+
+function unetParameters(config: UNetConfig): ReturnType<typeof parametersOf> {
+  const side = 2 ** (config.block_out_channels.length - 1);
+  const ids = config.addition_time_embed_dim ?? 0;
+  const pooled = (config.projection_class_embeddings_input_dim ?? 0) - 6 * ids;
+  const prediction = unet(rootScope(), config, {
+    sample: input("sample", "float32", [1, config.in_channels, side, side]),
+    timestep: input("timestep", "float32", [1]),
+    encoderHiddenStates: input("hidden", "float32", [1, 1, config.cross_attention_dim]),
+    textEmbeds: input("pooled", "float32", [1, pooled]),
+    timeIds: input("time_ids", "float32", [1, 6]),
+  });
+  return parametersOf(graph({ prediction }));
+}
+
+function inFloat32(weights: Weights): Weights {
+  return Object.fromEntries(Object.entries(weights).map(([k, t]) => [k, castTensor(t, "float32")]));
+}
+
+async function* runStage(context: Context, stage: Stage): AsyncGenerator<DistillProgress, void> {
+  const { recipe, students, options } = context;
+  const teacher = students.get(stage.from)!;
+  let student = teacher;
+  let adapter: number | undefined; // rank of the LoRA that this stage trained
+  let before: string | undefined; // the discriminator goes through a stage, and starts again in the next
+  for (const [i, phase] of stage.phases.entries()) {
+    const { objective, lora } = phase;
+    const folder = join(
+      recipe.out,
+      `${stage.from}-${stage.to}`,
+      `${i + 1}-${objective}${lora ? "-lora" : ""}`,
+    );
+    const prediction = objective === "convert" ? "sample" : student.prediction;
+    const run: PhaseRun = { stage, phase, folder, student: { ...student, prediction }, before };
+    const title = `${stage.from} to ${stage.to}: ${objective}${lora ? `, LoRA of rank ${lora}` : ""}`;
+    for await (const progress of runPhase(context, run)) yield { ...progress, phase: title };
+    if (options.signal?.aborted) return;
+    const result = async () => (await loadSafetensors(join(folder, STUDENT))).tensors;
+    student = lora
+      ? {
+          prediction,
+          lora: result,
+          unet: async () => mergeLora(await context.base.unet(), await result(), recipe.loraAlpha),
+        }
+      : { ...student, prediction, unet: result };
+    adapter = lora ?? adapter;
+    before = folder;
+  }
+  students.set(stage.to, student);
+  if (stage.publish) await publish(context, stage, student, adapter !== undefined);
+}
+
+/** Files of a finished phase. The student is written last: where it is, the phase is done. */
+const STUDENT = "student.safetensors";
+const JUDGE = "discriminator.safetensors";
+
+interface PhaseRun {
+  stage: Stage;
+  phase: Phase;
+  folder: string;
+  student: Student;
+  /** Folder of the phase before in this stage. */
+  before?: string;
+}
+
+async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progress, void> {
+  const { recipe, options } = context;
+  const { folder, phase } = run;
+  const fingerprint = phaseFingerprint(recipe, run);
+  const file = join(folder, STUDENT);
+  if (existsSync(file)) {
+    const { metadata } = await loadSafetensors(file);
+    if (metadata.fingerprint === fingerprint) return;
+    throw new Error(
+      `${folder} was trained by another recipe; give a new output folder, or delete this one to train it again`,
+    );
+  }
+  options.onPrepare?.("building the training step");
+  const micro = (phase.batch ?? recipe.batch) / recipe.microBatch;
+  const most = options.replicas ?? availableParallelism();
+  const replicas = Array.from({ length: Math.min(micro, most) }, (_, i) => i + 1).findLast(
+    (n) => micro % n === 0,
+  )!;
+  const fitOptions: FitOptions = {
+    ...recipe,
+    out: folder,
+    steps: phase.steps,
+    learningRate: phase.learningRate,
+    emaDecay: phase.emaDecay ?? recipe.emaDecay,
+    sampleEvery: recipe.sampleEvery || phase.steps,
+    optimizer: adamw(recipe.optimizer),
+    accumulate: micro / replicas,
+    replicas,
+    fingerprint,
+    signal: options.signal,
+  };
+  const training = fit(await jobOf(context, run), fitOptions);
+  const watch = divergence(recipe.patience, folder);
+  let step = await training.next();
+  for (; !step.done; step = await training.next()) {
+    watch(step.value);
+    yield step.value;
+  }
+  if (options.signal?.aborted) return;
+  const checkpoint = join(folder, "checkpoint.safetensors");
+  const { tensors } = await loadSafetensors(checkpoint);
+  const isJudge = ([key]: [string, HostTensor]) => key.startsWith(DISCRIMINATOR);
+  const judge = Object.entries(tensors).filter(isJudge);
+  if (judge.length > 0) await saveSafetensors(join(folder, JUDGE), Object.fromEntries(judge));
+  const student = Object.entries(step.value).filter((entry) => !isJudge(entry));
+  await saveSafetensors(file, Object.fromEntries(student), { fingerprint });
+  await rm(checkpoint);
+}
+
+/** What decides the result of a phase: its own fields, those of all phases before it, and what they share. */
+function phaseFingerprint(recipe: DistillRecipe, { stage, phase }: PhaseRun): string {
+  const { teacher, data, captions, batch, microBatch, optimizer, clipNorm, emaDecay, loraAlpha, seed } =
+    recipe;
+  const stages = recipe.stages.slice(0, recipe.stages.indexOf(stage) + 1).map((s) => ({
+    ...s,
+    publish: undefined,
+    phases: s === stage ? s.phases.slice(0, s.phases.indexOf(phase) + 1) : s.phases,
+  }));
+  return hashOf({
+    teacher,
+    data,
+    captions,
+    batch,
+    microBatch,
+    optimizer,
+    clipNorm,
+    emaDecay,
+    loraAlpha,
+    seed,
+    stages,
+  });
+}
+
+async function jobOf(context: Context, run: PhaseRun) {
+  const { recipe, students, base } = context;
+  const { stage, phase, student, folder, before } = run;
+  const teacher = students.get(phase.teacher ?? stage.from)!;
+  const judge = before ? join(before, JUDGE) : "";
+  const weights = phase.lora ? await student.lora?.() : await student.unet();
+  const rank = Object.entries(weights ?? {}).find(([k]) => k.endsWith("lora_down.weight"))?.[1].shape[0];
+  if (phase.lora && rank !== undefined && rank !== phase.lora)
+    throw new Error(`${folder}: a LoRA of rank ${phase.lora} cannot go on from one of rank ${rank}`);
+  const job = phaseJob({
+    ...context,
+    ...recipe,
+    stage,
+    phase,
+    teacher: { weights: await teacher.unet(), prediction: teacher.prediction },
+    student: { weights: weights ?? {}, prediction: student.prediction },
+    base: await base.unet(),
+    discriminator: existsSync(judge) ? (await loadSafetensors(judge)).tensors : {},
+    loraScale: recipe.loraAlpha,
+  });
+  const preview = async (averaged: Weights, step: number) => {
+    const file = join(folder, "preview.safetensors");
+    const own = Object.entries(averaged).filter(([key]) => !key.startsWith(DISCRIMINATOR));
+    const kind = phase.lora ? "lora" : "unet";
+    await saveStudent(file, kind, Object.fromEntries(own), {
+      ...recipe,
+      ...settingsOf(run.stage, student, phase),
+    });
+    await atomicWrite(join(folder, `samples-${step}.png`), await sampleGrid(recipe, file, kind));
+    await rm(file);
+  };
+  return { ...job, preview };
+}
+
+/** @throws when D has told all real latents from all generated ones for `patience` steps. */
+function divergence(patience: number, folder: string): (progress: Progress) => void {
+  let pinned = 0;
+  return ({ step, metrics }) => {
+    const { discriminator_accuracy_real: real = 0, discriminator_accuracy_fake: fake = 0 } = metrics;
+    pinned = real === 1 && fake === 1 ? pinned + 1 : 0;
+    if (patience > 0 && pinned >= patience)
+      throw new Error(
+        `${folder}: at step ${step} the discriminator has been right about everything for ${patience} steps, and the ` +
+          "student learns no more; the last checkpoint stays there. Lower the learning rate, train the stage before " +
+          "longer, or raise patience",
+      );
+  };
+}
+
+function settingsOf(
+  { to }: Stage,
+  { prediction }: Student,
+  { objective }: Phase,
+): { settings: SamplingSettings } {
+  const sampler = objective === "lcm" ? "lcm" : "euler";
+  return { settings: { steps: to, predictionType: prediction, spacing: "trailing", guidance: 0, sampler } };
+}
+
+/** One picture of each prompt at the student's own step count, always with the same seeds. */
+async function sampleGrid(
+  { teacher, prompts }: DistillRecipe,
+  file: string,
+  kind: "unet" | "lora",
+): Promise<Buffer> {
+  await using sdxl = await SDXL.load(teacher, {
+    threads: 1,
+    ...(kind === "unet" ? { unet: file } : { loras: { [file]: 1 } }),
+  });
+  const pictures = [];
+  for (const [seed, prompt] of prompts.entries()) {
+    const [picture] = await sdxl.textToImage(prompt, { seed });
+    pictures.push({ ...picture, label: prompt });
+  }
+  return contactSheet(pictures, { columns: Math.min(8, prompts.length) });
+}
+
+interface SaveOptions extends Pick<DistillRecipe, "dtype" | "loraAlpha"> {
+  settings: SamplingSettings;
+}
+
+/** A student's weights for others: diffusers' names, or a LoRA with kohya's. */
+async function saveStudent(
+  file: string,
+  kind: "unet" | "lora",
+  weights: Weights,
+  { dtype, loraAlpha, settings }: SaveOptions,
+): Promise<void> {
+  const metadata = samplingMetadata(settings);
+  if (kind === "unet") {
+    const cast = Object.fromEntries(Object.entries(weights).map(([k, t]) => [k, castTensor(t, dtype)]));
+    return saveSafetensors(file, cast, { format: "pt", ...metadata });
+  }
+  const modules = loraModules(weights).map(([path, { down, up }]) => {
+    return [path, { down, up, alpha: loraAlpha * down.shape[0] }] as const;
+  });
+  return saveLora(file, new Map(modules), { dtype, metadata });
+}
+
+function loraModules(weights: Weights): [string, { down: HostTensor; up: HostTensor }][] {
+  const suffix = ".lora_down.weight";
+  const paths = Object.keys(weights)
+    .filter((k) => k.endsWith(suffix))
+    .map((k) => k.slice(0, -suffix.length));
+  return paths.map((path) => [
+    path,
+    { down: weights[`${path}${suffix}`], up: weights[`${path}.lora_up.weight`] },
+  ]);
+}
+
+/** W + scale · up·down for every adapted module. */
+function mergeLora(base: Weights, lora: Weights, scale: number): Weights {
+  const out = { ...base };
+  for (const [path, { down, up }] of loraModules(lora)) {
+    const weight = base[`${path}.weight`];
+    const [rows, rank] = up.shape;
+    const width = down.data.length / rank;
+    const data = Float32Array.from(weight.data as Float32Array);
+    const [a, b] = [up.data, down.data] as [Float32Array, Float32Array];
+    for (let o = 0; o < rows; o++)
+      for (let r = 0; r < rank; r++) {
+        const factor = scale * a[o * rank + r];
+        for (let i = 0; i < width; i++) data[o * width + i] += factor * b[r * width + i];
+      }
+    out[`${path}.weight`] = floats(weight.shape, data);
+  }
+  return out;
+}
+
+async function publish(
+  { recipe }: Context,
+  stage: Stage,
+  student: Student,
+  withLora: boolean,
+): Promise<void> {
+  const last = stage.phases[stage.phases.length - 1];
+  const options = { ...recipe, ...settingsOf(stage, student, last) };
+  const suffix = student.prediction === "sample" ? "_x0" : "";
+  const path = (kind: string) => join(recipe.out, `${recipe.name}_${stage.to}step_${kind}.safetensors`);
+  await saveStudent(path(`unet${suffix}`), "unet", await student.unet(), options);
+  if (withLora && student.lora) await saveStudent(path("lora"), "lora", await student.lora(), options);
+}

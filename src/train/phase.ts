@@ -1,0 +1,245 @@
+/** @file One phase of a distillation as a job: its passes, and the batches that they are fed. */
+
+import { type BatchPlace, batchSampler } from "../data/index.ts";
+import type { UNetConfig } from "../models/index.ts";
+import { type Adapter, loraScope, rootScope } from "../nn/index.ts";
+import type { PredictionType } from "../samplers/index.ts";
+import { type FloatTensor, floats, type Generator, type HostTensor } from "../tensor/index.ts";
+import type { Phase, Stage } from "./distill-recipe.ts";
+import type { Job } from "./fit.ts";
+import { lcmPasses } from "./lcm.ts";
+import { adversarialPasses, DISCRIMINATOR, msePasses, type Setting } from "./lightning.ts";
+import type { Material } from "./material.ts";
+import { type Pass, trainedBy } from "./parallel.ts";
+import { batchGenerator, conditionFeeds } from "./tasks.ts";
+
+type Weights = Readonly<Record<string, HostTensor>>;
+
+/** Modules that a LoRA adapts (§3.6): all but the first and last convolution and the shared time embedding. */
+const ADAPTED =
+  /(^|\.)(to_[qkv]|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2|conv[12]|conv_shortcut|(down|up)samplers\.0\.conv|time_emb_proj)$/;
+
+/** A LoRA of one rank on the modules of the paper. */
+export function lightningAdapter(rank: number, scale: number): Adapter {
+  return { rank: (path) => (ADAPTED.test(path) ? rank : undefined), scale: () => scale };
+}
+
+/** A network as a phase takes it. */
+export interface Participant {
+  weights: Weights;
+  prediction: PredictionType;
+}
+
+export interface PhaseOptions {
+  config: UNetConfig;
+  stage: Stage;
+  phase: Phase;
+  material: Material;
+  /** ᾱ of every timestep. */
+  alphas: Float32Array;
+  teacher: Participant;
+  /** Of the whole network, or of the LoRA (none: a fresh one). */
+  student: Participant;
+  /** Weights that a LoRA adapts; also what the discriminator starts as. */
+  base: Weights;
+  /** The discriminator of the phase before, in the same stage. */
+  discriminator: Weights;
+  loraScale: number;
+  microBatch: number;
+  seed: number;
+  zeroEmptyPrompt: boolean;
+}
+
+/** Steps of the teacher for one of the student. */
+function teacherSteps({ from, to }: Stage, { objective, teacher = from }: Phase): number {
+  return objective === "convert" || objective === "lcm" ? 1 : teacher / to;
+}
+
+function passesOf(setting: Setting, { objective, renoise }: Phase): Pass[] {
+  if (objective === "lcm") return lcmPasses(setting);
+  if (objective === "mse" || objective === "convert") return msePasses(setting);
+  return adversarialPasses(setting, {
+    conditional: objective === "conditional",
+    renoise: renoise !== undefined,
+  });
+}
+
+/** The job of a phase. `preview` and `start` for keys that it does not know are left to the caller. */
+export function phaseJob(options: PhaseOptions): Job {
+  const { config, stage, phase, material, teacher, student, base, discriminator, microBatch } = options;
+  const { data, bank, scaleFactor, latents } = material;
+  const steps = teacherSteps(stage, phase);
+  const root = rootScope();
+  const scope = phase.lora ? loraScope(root, lightningAdapter(phase.lora, options.loraScale)) : root;
+  const guidance = phase.teacher === undefined ? stage.guidance : 1;
+  const [passes, ...variants] = data.buckets.map((bucket) =>
+    passesOf(
+      {
+        config,
+        student: { scope, prediction: student.prediction },
+        teacher: { scope: rootScope("teacher"), prediction: teacher.prediction },
+        steps,
+        guidance,
+        batch: {
+          batch: microBatch,
+          height: bucket.height / scaleFactor,
+          width: bucket.width / scaleFactor,
+          tokens: bank.tokens,
+          pooled: bank.pooledSize,
+        },
+      },
+      phase,
+    ),
+  );
+  const frozen = new Map(Object.entries(teacher.weights).map(([k, t]) => [`teacher.${k}`, t]));
+  if (phase.lora) for (const [k, t] of Object.entries(base)) frozen.set(k, t);
+  const sampler = batchSampler({
+    members: data.buckets.map((b) => b.members),
+    batch: microBatch,
+    seed: options.seed,
+  });
+  const empty = guidance > 1 ? emptyPrompt(options) : {};
+  return {
+    passes,
+    variants,
+    frozen,
+    batch: microBatch,
+    start: { ...discriminatorStart(passes, base, discriminator), ...student.weights },
+    feeds: async (at) => {
+      const { indices } = sampler.at(at);
+      const random = generator(options, at);
+      const clean = await latents(indices);
+      return {
+        ...levelFeeds(clean, options, random),
+        ...conditionFeeds(material, indices, random),
+        ...empty,
+      };
+    },
+  };
+}
+
+function generator({ seed, stage, phase }: PhaseOptions, at: BatchPlace): Generator {
+  const place = stage.phases.indexOf(phase);
+  return batchGenerator((seed * 131 + stage.to * 17 + place + 1) % 4001, at);
+}
+
+/** The encoder of the base model and a new head, unless the phase before has trained some that fit. */
+function discriminatorStart(
+  passes: readonly Pass[],
+  base: Weights,
+  before: Weights,
+): Record<string, HostTensor> {
+  const encoder = `${DISCRIMINATOR}encoder.`;
+  const start: Record<string, HostTensor> = {};
+  for (const { name, shape } of passes.flatMap((pass) => trainedBy(pass))) {
+    if (!name.startsWith(DISCRIMINATOR)) continue;
+    const kept = before[name]?.shape.join() === shape.join() ? before[name] : undefined;
+    const known = kept ?? (name.startsWith(encoder) ? base[name.slice(encoder.length)] : undefined);
+    if (known) start[name] = known;
+  }
+  return start;
+}
+
+function emptyPrompt({ material, zeroEmptyPrompt }: PhaseOptions): Record<string, FloatTensor> {
+  const { hidden, pooled } = material.empty;
+  const value = (t: FloatTensor) => (zeroEmptyPrompt ? floats(t.shape) : t);
+  return { empty_hidden: value(hidden), empty_pooled: value(pooled) };
+}
+
+/** Times of the student among 1 … T. Noise is pure at T, whatever the schedule says (§3.5). */
+function studentTime({ stage, phase, alphas }: PhaseOptions, random: Generator): number {
+  const T = alphas.length;
+  const { timesteps, from, to } = stage;
+  if (Array.isArray(timesteps)) return timesteps[random.integer(timesteps.length)];
+  if (timesteps === "all") return 1 + random.integer(T);
+  const places = phase.objective === "lcm" ? from : to;
+  return Math.round((T * (1 + random.integer(places))) / places);
+}
+
+/** Times of the teacher's path from t down to where the student's step ends. */
+function path(t: number, { stage, phase, alphas }: PhaseOptions): number[] {
+  if (phase.objective === "convert") return [t, 0];
+  const steps = teacherSteps(stage, phase);
+  const jump = alphas.length / (phase.objective === "lcm" ? stage.from : stage.to);
+  return Array.from({ length: steps + 1 }, (_, k) => Math.max(0, Math.round(t - (k * jump) / steps)));
+}
+
+/** √ᾱ, √(1 − ᾱ) and the timestep of a time; 0 is a clean picture. */
+function levelOf(time: number, alphas: Float32Array): [alpha: number, sigma: number, timestep: number] {
+  if (time === 0) return [1, 0, 0];
+  return [Math.sqrt(alphas[time - 1]), Math.sqrt(1 - alphas[time - 1]), time - 1];
+}
+
+/** Noisy latents, and the levels of noise on the teacher's way. */
+function levelFeeds(
+  clean: FloatTensor,
+  options: PhaseOptions,
+  random: Generator,
+): Record<string, FloatTensor> {
+  const { alphas, stage, phase } = options;
+  const B = clean.shape[0];
+  const n = clean.data.length / B;
+  const sample = random.randn(clean.shape);
+  const count = phase.objective === "convert" ? 2 : teacherSteps(stage, phase) + 1;
+  const rows = { alphas: floats([count, B]), sigmas: floats([count, B]), timesteps: floats([count, B]) };
+  for (let b = 0; b < B; b++) {
+    const t = studentTime(options, random);
+    for (const [k, time] of path(t, options).entries()) {
+      const [alpha, sigma, timestep] = levelOf(time, alphas);
+      rows.alphas.data[k * B + b] = alpha;
+      rows.sigmas.data[k * B + b] = sigma;
+      rows.timesteps.data[k * B + b] = timestep;
+    }
+    if (t === alphas.length) continue; // pure noise
+    const [alpha, sigma] = [rows.alphas.data[b], rows.sigmas.data[b]];
+    for (let i = b * n; i < (b + 1) * n; i++) sample.data[i] = alpha * clean.data[i] + sigma * sample.data[i];
+  }
+  return { sample, ...rows, ...noiseFeeds(clean.shape, options, random), ...boundaryFeeds(rows, phase) };
+}
+
+/** Noise for what the discriminator sees, at times of their own. */
+function noiseFeeds(
+  shape: readonly number[],
+  { phase: { renoise }, alphas }: PhaseOptions,
+  random: Generator,
+): Record<string, FloatTensor> {
+  if (!renoise) return {};
+  const B = shape[0];
+  const total = renoise.weights.reduce((a, b) => a + b, 0);
+  const levels = Array.from({ length: B }, () => {
+    let left = random.random() * total;
+    let at = 0;
+    while (at + 1 < renoise.weights.length && left >= renoise.weights[at]) left -= renoise.weights[at++];
+    return levelOf(renoise.timesteps[at], alphas);
+  });
+  const column = (k: number) =>
+    floats(
+      [B],
+      levels.map((level) => level[k]),
+    );
+  return {
+    noise: random.randn(shape),
+    noise_alpha: column(0),
+    noise_sigma: column(1),
+    noise_timestep: column(2),
+  };
+}
+
+/** c_skip and c_out of consistency models (Luo et al. 2023, with σ_data 0.5 and timesteps times ten). */
+function boundaryFeeds(
+  { timesteps }: { timesteps: FloatTensor },
+  { objective }: Phase,
+): Record<string, FloatTensor> {
+  if (objective !== "lcm") return {};
+  const scaled = timesteps.data.map((t) => (10 * t) ** 2);
+  return {
+    skip: floats(
+      timesteps.shape,
+      scaled.map((s) => 0.25 / (s + 0.25)),
+    ),
+    out: floats(
+      timesteps.shape,
+      scaled.map((s) => Math.sqrt(s / (s + 0.25))),
+    ),
+  };
+}
