@@ -19,6 +19,7 @@ import {
   type SamplingSettings,
   SDXL,
   samplingMetadata,
+  saveCheckpoint,
   saveJson,
   weightsFile,
 } from "../pipelines/index.ts";
@@ -31,6 +32,7 @@ import { type FitOptions, fit, type Progress } from "./fit.ts";
 import { DISCRIMINATOR } from "./lightning.ts";
 import { type Material, type OpenOptions, openMaterial } from "./material.ts";
 import { adamw } from "./optimizer.ts";
+import { replicasFor } from "./parallel.ts";
 import { phaseJob } from "./phase.ts";
 import { hashOf } from "./recipe.ts";
 
@@ -70,8 +72,9 @@ interface Context {
 }
 
 /**
- * Distils what a recipe says, going on where `out` stopped; yields after every step. Each stage that publishes writes
- * `<name>_<N>step_unet.safetensors` to `out`, and `<name>_<N>step_lora.safetensors` where it trained one.
+ * Distils what a recipe says, going on where `out` stopped; yields after every step. Each stage that publishes writes to
+ * `out`, with SDXL-Lightning's names, `<name>_<N>step_unet.safetensors`, the whole model as `<name>_<N>step.safetensors`,
+ * and `<name>_<N>step_lora.safetensors` where it trained one.
  * @throws a sentence when something is missing or does not fit, or a phase diverges; its last checkpoint stays.
  */
 export async function* distill(
@@ -151,8 +154,8 @@ async function* runStage(context: Context, stage: Stage): AsyncGenerator<Distill
     );
     const prediction = objective === "convert" ? "sample" : student.prediction;
     const run: PhaseRun = { stage, phase, folder, student: { ...student, prediction }, before };
-    const title = `${stage.from} to ${stage.to}: ${objective}${lora ? `, LoRA of rank ${lora}` : ""}`;
-    for await (const progress of runPhase(context, run)) yield { ...progress, phase: title };
+    for await (const progress of runPhase(context, run))
+      yield { ...progress, phase: phaseTitle(stage, phase) };
     if (options.signal?.aborted) return;
     const result = async () => (await loadSafetensors(join(folder, STUDENT))).tensors;
     student = lora
@@ -167,6 +170,11 @@ async function* runStage(context: Context, stage: Stage): AsyncGenerator<Distill
   }
   students.set(stage.to, student);
   if (stage.publish) await publish(context, stage, student, adapter !== undefined);
+}
+
+/** "8 to 4: conditional, LoRA of rank 16". */
+export function phaseTitle({ from, to }: Stage, { objective, lora }: Phase): string {
+  return `${from} to ${to}: ${objective}${lora ? `, LoRA of rank ${lora}` : ""}`;
 }
 
 /** Files of a finished phase. The student is written last: where it is, the phase is done. */
@@ -196,10 +204,7 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
   }
   options.onPrepare?.("building the training step");
   const micro = (phase.batch ?? recipe.batch) / recipe.microBatch;
-  const most = options.replicas ?? availableParallelism();
-  const replicas = Array.from({ length: Math.min(micro, most) }, (_, i) => i + 1).findLast(
-    (n) => micro % n === 0,
-  )!;
+  const replicas = replicasFor(micro, options.replicas ?? availableParallelism());
   const fitOptions: FitOptions = {
     ...recipe,
     out: folder,
@@ -290,7 +295,7 @@ async function jobOf(context: Context, run: PhaseRun) {
 }
 
 /** @throws when D has told all real latents from all generated ones for `patience` steps. */
-function divergence(patience: number, folder: string): (progress: Progress) => void {
+export function divergence(patience: number, folder: string): (progress: Progress) => void {
   let pinned = 0;
   return ({ step, metrics }) => {
     const { discriminator_accuracy_real: real = 0, discriminator_accuracy_fake: fake = 0 } = metrics;
@@ -393,6 +398,13 @@ async function publish(
   const options = { ...recipe, ...settingsOf(stage, student, last) };
   const suffix = student.prediction === "sample" ? "_x0" : "";
   const path = (kind: string) => join(recipe.out, `${recipe.name}_${stage.to}step_${kind}.safetensors`);
-  await saveStudent(path(`unet${suffix}`), "unet", await student.unet(), options);
+  const unet = await student.unet();
+  await saveStudent(path(`unet${suffix}`), "unet", unet, options);
+  await saveCheckpoint(
+    join(recipe.out, `${recipe.name}_${stage.to}step${suffix}.safetensors`),
+    recipe.teacher,
+    unet,
+    options,
+  );
   if (withLora && student.lora) await saveStudent(path("lora"), "lora", await student.lora(), options);
 }

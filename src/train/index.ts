@@ -1,4 +1,5 @@
 export { type DistillOptions, type DistillProgress, distill } from "./distill.ts";
+export { type DistillPlan, type PhaseEstimate, planDistillation } from "./distill-plan.ts";
 export { type DistillRecipe, parseDistillRecipe, readDistillRecipe } from "./distill-recipe.ts";
 export { type FitOptions, fit, type Job, type Progress } from "./fit.ts";
 export { type AdamWOptions, adamw, type LearningRate, learningRateAt, type Optimizer } from "./optimizer.ts";

@@ -291,6 +291,13 @@ export function signature(inputs: readonly (readonly [name: string, shape: reado
     .join(" ");
 }
 
+/** Replicas, at most so many, that share the micro-batches of a step evenly. */
+export function replicasFor(micro: number, most: number): number {
+  let count = Math.min(micro, most);
+  while (micro % count !== 0) count--;
+  return count;
+}
+
 /** The parameters that a pass trains. */
 export function trainedBy(pass: Pass, frozen?: ReadonlyMap<string, unknown>): ParameterInfo[] {
   if (!pass.loss) return [];
@@ -298,7 +305,8 @@ export function trainedBy(pass: Pass, frozen?: ReadonlyMap<string, unknown>): Pa
   return pass.trains ? free.filter((p) => pass.trains!(p.name)) : free;
 }
 
-function passGraph(pass: Pass, frozen: ParallelOptions["frozen"]): Graph {
+/** Forward pass of a pass, and the gradients of what it trains. */
+export function passGraph(pass: Pass, frozen?: ReadonlyMap<string, unknown>): Graph {
   const { loss, metrics, outputs } = pass;
   if (!loss) return graph({ ...metrics, ...outputs });
   const parameters = trainedBy(pass, frozen);

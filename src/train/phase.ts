@@ -51,11 +51,12 @@ export interface PhaseOptions {
 }
 
 /** Steps of the teacher for one of the student. */
-function teacherSteps({ from, to }: Stage, { objective, teacher = from }: Phase): number {
+export function teacherSteps({ from, to }: Stage, { objective, teacher = from }: Phase): number {
   return objective === "convert" || objective === "lcm" ? 1 : teacher / to;
 }
 
-function passesOf(setting: Setting, { objective, renoise }: Phase): Pass[] {
+/** The passes of an objective. */
+export function passesOf(setting: Setting, { objective, renoise }: Phase): Pass[] {
   if (objective === "lcm") return lcmPasses(setting);
   if (objective === "mse" || objective === "convert") return msePasses(setting);
   return adversarialPasses(setting, {

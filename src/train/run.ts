@@ -26,7 +26,7 @@ import { matchKeys, SafetensorsFile } from "../weights/index.ts";
 import { fit, type Job, type Progress } from "./fit.ts";
 import { type OpenOptions, openData, openMaterial } from "./material.ts";
 import { adamw } from "./optimizer.ts";
-import { trainedBy } from "./parallel.ts";
+import { replicasFor, trainedBy } from "./parallel.ts";
 import { differences, fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
 import { clipJob, latentEncoder, unetJob, vaeJob } from "./tasks.ts";
 
@@ -79,7 +79,7 @@ async function* run(
   }
   await saveJson(join(recipe.out, "recipe.json"), recipe);
   const micro = recipe.batch / recipe.microBatch;
-  const replicas = divisor(micro, most);
+  const replicas = replicasFor(micro, most);
   onPrepare?.("building the training step");
   const weights = yield* fit(job, {
     ...recipe,
@@ -105,13 +105,6 @@ async function refuseOtherRun(recipe: Recipe): Promise<void> {
     `${out} has the run of another recipe${fields.length > 0 ? ` (it differs in ${fields.join(", ")})` : ""}; ` +
       "give a new output folder, or the recipe it was made with",
   );
-}
-
-/** The largest divisor of n up to `most`. */
-function divisor(n: number, most: number): number {
-  let d = Math.min(n, most);
-  while (n % d !== 0) d--;
-  return d;
 }
 
 function prepare(recipe: Recipe, options: TrainOptions): Promise<Task> {

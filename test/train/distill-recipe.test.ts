@@ -1,0 +1,125 @@
+/** @file Recipes of distillation: defaults, and one sentence for what cannot be trained. */
+
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, expect, test } from "vitest";
+import "../../src/platform/node.ts";
+import { parseDistillRecipe, planDistillation, readDistillRecipe } from "../../src/train/index.ts";
+
+const learningRate = { peak: 1e-4 };
+const phase = (objective: string, changes: object = {}) => ({
+  objective,
+  steps: 5,
+  learningRate,
+  ...changes,
+});
+const recipe = (stages: object[], changes: object = {}) => ({
+  task: "distill",
+  out: "run",
+  teacher: "model",
+  data: { kind: "icons", folder: "icons" },
+  stages,
+  ...changes,
+});
+const first = { from: 32, to: 8, phases: [phase("conditional"), phase("unconditional")] };
+const noisy = { timesteps: [10, 250], weights: [1, 1] };
+
+test("defaults are the paper's", () => {
+  const { optimizer, stages } = parseDistillRecipe(recipe([first]));
+  expect(optimizer).toEqual({ betas: [0, 0.99], eps: 1e-8, weightDecay: 0 });
+  expect(stages[0]).toMatchObject({ guidance: 1, timesteps: "grid", publish: true });
+});
+
+describe("a recipe that cannot be trained is told why", () => {
+  const next = (changes: object) => [first, { from: 8, to: 4, phases: [phase("mse")], ...changes }];
+  test.each<[string, object[], string]>([
+    [
+      "uneven",
+      [{ ...first, to: 5 }],
+      "stages.0 goes from 32 to 5 steps; the first must be a multiple of the second",
+    ],
+    ["upwards", [{ ...first, from: 8, to: 32 }], "stages.0 goes from 8 to 32 steps"],
+    ["a gap", next({ from: 16 }), "stages.1.from is 16; the stage before ends at 8"],
+    [
+      "no such teacher",
+      next({ phases: [phase("mse", { teacher: 16 })] }),
+      "phases.0.teacher is 16; give one of 8, 8",
+    ],
+    [
+      "LoRA after the network",
+      [{ ...first, phases: [phase("mse"), phase("mse", { lora: 4 })] }],
+      "stages.0.phases.1: a LoRA is trained before the whole network, not after",
+    ],
+    [
+      "noise for no discriminator",
+      [{ ...first, phases: [phase("mse", { renoise: noisy })] }],
+      "stages.0.phases.0.renoise is for adversarial objectives; mse has no discriminator",
+    ],
+    [
+      "weights for other times",
+      [{ ...first, phases: [phase("conditional", { renoise: { ...noisy, weights: [1] } })] }],
+      "stages.0.phases.0.renoise has 2 timesteps and 1 weights",
+    ],
+    [
+      "converting in the middle",
+      [
+        { ...first, phases: [phase("convert")] },
+        { from: 8, to: 4, phases: [phase("mse")] },
+      ],
+      "stages.1 needs a teacher that predicts noise; only the last stage may convert",
+    ],
+    [
+      "a LoRA that predicts otherwise",
+      [{ ...first, phases: [phase("convert"), phase("mse", { lora: 4 })] }],
+      "stages.0.phases.1: a LoRA is trained before the whole network, not after",
+    ],
+    [
+      "batch",
+      [{ ...first, phases: [phase("mse", { batch: 24 })] }],
+      "batch 24 is not a multiple of microBatch 16",
+    ],
+    ["objective", [{ ...first, phases: [phase("gan")] }], 'stages.0.phases.0.objective is "gan"'],
+    ["field", [{ ...first, loras: 3 }], 'unknown field "loras" in stages.0'],
+    ["time", [{ ...first, timesteps: [0] }], "stages.0.timesteps"],
+  ])("%s", (_, stages, message) => {
+    expect(() => parseDistillRecipe(recipe(stages), "r.json")).toThrow(message);
+    expect(() => parseDistillRecipe(recipe(stages), "r.json")).toThrow(/^r\.json: /);
+  });
+});
+
+describe("the recipes of the bundled model", () => {
+  const folder = fileURLToPath(new URL("../../recipes/bundled", import.meta.url));
+  const names = ["lightning", "mse", "lcm", "lcm-lora"];
+  test.each(names)("%s is one", async (name) => {
+    expect(readdirSync(folder)).toContain(`${name}.json`);
+    const { stages } = await readDistillRecipe(join(folder, `${name}.json`));
+    expect(stages.length).toBeGreaterThan(0);
+  });
+});
+
+test("the plan counts parameters, evaluations and work", async () => {
+  const teacher = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
+  const stages = [
+    { from: 8, to: 4, guidance: 5, phases: [phase("mse", { lora: 2 }), phase("mse")] },
+    { from: 4, to: 2, phases: [phase("conditional", { batch: 32 })] },
+  ];
+  const plan = await planDistillation(parseDistillRecipe(recipe(stages, { teacher, batch: 16 })), {
+    replicas: 1,
+  });
+  const [lora, full, adversarial] = plan.phases;
+  expect(full.trained).toBe(40_128); // of the tiny UNet
+  expect(lora.trained).toBeLessThan(full.trained);
+  expect(full.discriminator).toBe(0);
+  expect(adversarial.discriminator).toBeGreaterThan(0.3 * full.trained);
+  expect([lora, full, adversarial].map((p) => p.teacherEvaluations)).toEqual([4, 4, 2]);
+  expect(adversarial.gflop).toBeGreaterThan(full.gflop);
+  for (const p of plan.phases) {
+    expect(p.bytes).toBeGreaterThan(4 * 7 * p.trained);
+    expect(p.seconds * plan.gflops * plan.efficiency).toBeCloseTo(p.steps * p.gflop, 6);
+  }
+  expect(plan.seconds).toBeCloseTo(
+    plan.phases.reduce((sum, p) => sum + p.seconds, 0),
+    9,
+  );
+}, 60_000);

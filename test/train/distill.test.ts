@@ -1,0 +1,206 @@
+/** @file A whole distillation on a tiny model: stages follow each other, killed anywhere it goes on exactly. */
+
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import "../../src/platform/node.ts";
+import { SDXL } from "../../src/pipelines/index.ts";
+import { divergence } from "../../src/train/distill.ts";
+import {
+  type DistillProgress,
+  type DistillRecipe,
+  distill,
+  parseDistillRecipe,
+} from "../../src/train/index.ts";
+import { loadSafetensors } from "../../src/weights/index.ts";
+import { tinyModel, tinyPictures } from "./tiny-model.ts";
+
+const learningRate = { peak: 1e-3, warmup: 1 };
+const noisy = { timesteps: [10, 250, 500, 750], weights: [5, 1, 1, 1] };
+const students = [250, 500, 750, 1000];
+/** A phase of each kind; after [2] there is a model that skips a level. */
+const stages = [
+  {
+    from: 8,
+    to: 4,
+    guidance: 3,
+    publish: false,
+    phases: [{ objective: "mse", lora: 2, steps: 2, learningRate }],
+  },
+  {
+    from: 4,
+    to: 2,
+    timesteps: students,
+    phases: [
+      { objective: "conditional", lora: 2, steps: 2, learningRate },
+      { objective: "unconditional", steps: 2, learningRate },
+    ],
+  },
+  {
+    from: 2,
+    to: 1,
+    timesteps: students,
+    phases: [
+      { objective: "convert", steps: 2, learningRate },
+      { objective: "unconditional", teacher: 4, renoise: noisy, steps: 2, learningRate },
+    ],
+  },
+];
+const PHASES = stages.flatMap((stage) => stage.phases).length;
+
+let folder: string;
+let teacher: string;
+let pictures: string;
+let whole: { recipe: DistillRecipe; steps: DistillProgress[] };
+
+function recipe(out: string, changes: object = {}): DistillRecipe {
+  const data = { kind: "pictures", path: pictures, size: 64 };
+  const common = { batch: 4, microBatch: 2, captions: 2, logEvery: 1, checkpointMinutes: 1e-9 };
+  const prompts = ["a red bird"];
+  return parseDistillRecipe({
+    ...{ task: "distill", out: join(folder, out), teacher, data, ...common, prompts, stages },
+    ...changes,
+  });
+}
+
+async function steps(of: DistillRecipe, signal?: AbortSignal): Promise<DistillProgress[]> {
+  const all: DistillProgress[] = [];
+  for await (const p of distill(of, { replicas: 1, signal })) all.push(p);
+  return all;
+}
+
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), "fewstep-"));
+  teacher = await tinyModel(join(folder, "teacher"));
+  pictures = await tinyPictures(join(folder, "pictures"));
+  const one = recipe("whole");
+  whole = { recipe: one, steps: await steps(one) };
+}, 300_000);
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** Every row of every phase's log, without the speed. */
+function logs(out: string): Record<string, object[]> {
+  const found = readdirSync(join(folder, out), { recursive: true }).map(String).sort();
+  const files = found.filter((name) => name.endsWith("log.jsonl"));
+  return Object.fromEntries(
+    files.map((name) => {
+      const lines = readFileSync(join(folder, out, name), "utf8")
+        .trim()
+        .split("\n");
+      return [
+        name,
+        lines.map((line) => {
+          const { pictures_per_second, ...row } = JSON.parse(line);
+          return row;
+        }),
+      ];
+    }),
+  );
+}
+
+test("every phase trains, and reports both sides", () => {
+  expect(whole.steps.map((p) => p.phase)).toEqual([
+    ...[
+      "8 to 4: mse, LoRA of rank 2",
+      "4 to 2: conditional, LoRA of rank 2",
+      "4 to 2: unconditional",
+    ].flatMap((p) => [p, p]),
+    ...["2 to 1: convert", "2 to 1: unconditional"].flatMap((p) => [p, p]),
+  ]);
+  const rows = Object.values(logs("whole"));
+  expect(rows.map((r) => r.length)).toEqual(Array.from({ length: PHASES }, () => 2));
+  for (const p of whole.steps.filter((s) => s.phase.includes("conditional"))) {
+    expect(p.metrics.discriminator_loss).toBeGreaterThan(0);
+    expect(p.metrics.discriminator_grad_norm).toBeGreaterThan(0);
+    expect(p.metrics.discriminator_accuracy_real).toBeLessThanOrEqual(1);
+  }
+});
+
+test("files are named as SDXL-Lightning's, and say how they want to be sampled", async () => {
+  const out = whole.recipe.out;
+  expect(readdirSync(out).filter((name) => name.endsWith(".safetensors"))).toEqual([
+    "lightning_1step_unet_x0.safetensors",
+    "lightning_1step_x0.safetensors",
+    "lightning_2step.safetensors",
+    "lightning_2step_lora.safetensors",
+    "lightning_2step_unet.safetensors",
+  ]);
+  const { metadata } = await loadSafetensors(join(out, "lightning_1step_unet_x0.safetensors"));
+  expect(metadata).toMatchObject({ "fewstep.steps": "1", "fewstep.prediction_type": "sample" });
+  await using sdxl = await SDXL.load(teacher, { unet: join(out, "lightning_2step_unet.safetensors") });
+  expect(sdxl.info.defaults).toMatchObject({ steps: 2, guidance: 0, spacing: "trailing" });
+  const [picture] = await sdxl.textToImage("a red bird", { seed: 1 });
+  await using single = await SDXL.load(join(out, "lightning_2step.safetensors"));
+  expect((await single.textToImage("a red bird", { seed: 1 }))[0].data).toEqual(picture.data);
+});
+
+test("a LoRA on the base model is the network it was merged into", async () => {
+  const only = recipe("lora", { stages: [{ ...stages[0], publish: true }], dtype: "float32" });
+  await steps(only);
+  const picture = async (options: Parameters<typeof SDXL.load>[1]) => {
+    await using sdxl = await SDXL.load(teacher, options);
+    const [{ data }] = await sdxl.textToImage("a red bird", { seed: 3 });
+    return data;
+  };
+  const file = (kind: string) => join(only.out, `lightning_4step_${kind}.safetensors`);
+  const merged = await picture({ unet: file("unet") });
+  expect(await picture({ loras: { [file("lora")]: 1 } })).toEqual(merged);
+  expect(await picture({ steps: 4 })).not.toEqual(merged);
+}, 120_000);
+
+test("killed in each phase and started again, it comes to the same losses and files", () => {
+  const file = join(folder, "killed.json");
+  writeFileSync(file, JSON.stringify(recipe("killed")));
+  const script = fileURLToPath(new URL("distill-child.ts", import.meta.url));
+  const child = (...place: string[]) => {
+    const args = ["--import", import.meta.resolve("tsx"), script, file, ...place];
+    const { signal, status, stderr } = spawnSync(process.execPath, args, { encoding: "utf8" });
+    return { signal, status, stderr };
+  };
+  // finished phases yield nothing when they are passed again, so each is the first that the child sees
+  for (let phase = 1; phase <= PHASES; phase++) {
+    const { signal, stderr } = child(phase === 1 ? "1:1" : "2:1");
+    expect(signal, stderr).toBe("SIGKILL");
+  }
+  expect(child()).toMatchObject({ status: 0 });
+  expect(logs("killed")).toEqual(logs("whole"));
+  for (const name of readdirSync(whole.recipe.out).filter((n) => n.endsWith(".safetensors")))
+    expect(
+      readFileSync(join(folder, "killed", name)).equals(readFileSync(join(whole.recipe.out, name))),
+      name,
+    ).toBe(true);
+}, 300_000);
+
+test("a finished distillation is not done again; another recipe in its folder is refused", async () => {
+  expect(await steps(whole.recipe)).toEqual([]);
+  const other = recipe("whole", { seed: 2 });
+  await expect(steps(other)).rejects.toThrow(
+    /1-mse-lora was trained by another recipe; give a new output folder/,
+  );
+});
+
+describe("a discriminator that is right about everything", () => {
+  const progress = (step: number, accuracy: number) => ({
+    ...{ step, steps: 9, loss: 5, gradNorm: 0, learningRate: 0, picturesPerSecond: 0, secondsLeft: 0 },
+    metrics: { discriminator_accuracy_real: 1, discriminator_accuracy_fake: accuracy },
+  });
+
+  test("for too long stops the phase", () => {
+    const watch = divergence(3, "run/8-4/1-conditional");
+    for (const [i, accuracy] of [1, 1, 0.9, 1, 1].entries()) watch(progress(i, accuracy));
+    expect(() => watch(progress(5, 1))).toThrow(
+      /^run\/8-4\/1-conditional: at step 5 the discriminator has been right about everything for 3 steps/,
+    );
+  });
+
+  test("never does with patience 0, nor in phases without one", () => {
+    const endless = divergence(0, "run");
+    for (let i = 0; i < 50; i++) endless(progress(i, 1));
+    const none = divergence(1, "run");
+    for (let i = 0; i < 50; i++) none({ ...progress(i, 1), metrics: {} });
+  });
+});
