@@ -2,42 +2,76 @@
 
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import type { Command } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { Split } from "../eval/index.ts";
+import { SAMPLERS, SPACINGS, type Spacing } from "../samplers/index.ts";
 import { cacheFolder } from "./data.ts";
 import { writableFolder } from "./files.ts";
-import { numberFrom, wholeNumber } from "./options.ts";
+import { collectLora, numberFrom, wholeNumber } from "./options.ts";
 import { startProgress } from "./progress.ts";
 
 interface EvalOptions {
   model?: string;
+  unet?: string;
+  lora?: Record<string, number>;
   judge?: string;
   data?: string;
   steps?: number;
   guidance?: number;
+  sampler?: string;
+  spacing?: Spacing;
+  split?: Split;
   count?: number;
+  reference: Reference | false;
   sheet?: string;
   cache: string;
   json?: boolean;
 }
 
+interface Reference {
+  steps: number;
+  guidance?: number;
+}
+
+const SPLITS: readonly Split[] = ["heldout-pair", "train", "heldout-style"];
+
 export function evalCommand(program: Command): void {
   program
     .command("eval")
-    .description("judge a model on held-out and seen pairs of the icon dataset")
-    .option("--model <folder>", "in diffusers layout (default: the bundled model)")
+    .description("judge a model on pairs of the icon dataset, against the real pictures and its teacher's")
+    .option("--model <path>", "folder in diffusers layout, or checkpoint file (default: the bundled model)")
+    .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
+    .option("--lora <file[:strength]>", "adapter on the UNet; may be given more than once", collectLora)
     .option("--judge <folder>", "model whose towers judge (default: the bundled model)")
     .option("--data <folder>", "made by `fewstep data icons` (default: made in the cache folder)")
+    .addOption(new Option("--split <name>", "(default: heldout-pair, and as much of train)").choices(SPLITS))
     .option("--steps <n>", "network evaluations (default: the model's)", wholeNumber(1, 1000))
     .option("--guidance <scale>", "classifier-free guidance (default: the model's)", numberFrom(0))
-    .option("--count <n>", "pairs of each kind (default: all held-out pairs)", wholeNumber(2, 1e6))
+    .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
+    .addOption(new Option("--spacing <name>", "of timesteps (default: the model's)").choices(SPACINGS))
+    .option("--count <n>", "pictures of a split (default: all that are held out)", wholeNumber(2, 1e6))
+    .addOption(
+      new Option("--reference <steps[:guidance]>", "how the model's own UNet, the teacher, is sampled")
+        .argParser(parseReference)
+        .default({ steps: 32 }, "32, with the model's guidance"),
+    )
+    .option("--no-reference", "no comparison with the teacher, whose pictures take long the first time")
     .option("--sheet <folder>", "write contact sheets there")
-    .option("--cache <folder>", "for fetched packages", cacheFolder())
+    .option("--cache <folder>", "for fetched packages and the teacher's pictures", cacheFolder())
     .option("--json", "print one JSON object and nothing else")
     .action(evalModel);
 }
 
+/** `32`, or with guidance `32:4`. */
+export function parseReference(text: string): Reference {
+  const [, steps, guidance] = /^(\d+)(?::(\d+(?:\.\d+)?))?$/.exec(text.trim()) ?? [];
+  if (!(Number(steps) >= 1 && Number(steps) <= 1000))
+    throw new InvalidArgumentError('Give steps from 1 to 1000, or steps and guidance: "32:4".');
+  return { steps: Number(steps), ...(guidance !== undefined && { guidance: Number(guidance) }) };
+}
+
 async function evalModel(options: EvalOptions): Promise<void> {
-  const { json, sheet, cache } = options;
+  const { json, sheet, cache, split, sampler, lora: loras } = options;
   if (sheet) writableFolder(sheet, `--sheet ${sheet}`);
   const progress = await startProgress(!json);
   try {
@@ -53,10 +87,17 @@ async function evalModel(options: EvalOptions): Promise<void> {
     }
     const result = await evaluate({
       ...options,
+      loras,
+      sampler: sampler === undefined ? undefined : SAMPLERS[sampler],
       model: options.model ?? bundledModel(),
       judge: options.judge ?? bundledModel(),
       data,
+      splits: split && [split],
+      reference: options.reference ? { ...options.reference, cache } : undefined,
       onProgress: (done, total) => progress.update("pictures", done, total),
+      onWarnings: (warnings) => {
+        if (!json) for (const warning of warnings) console.error(`fewstep: ${warning}`);
+      },
       onPictures: async (set, pictures) => {
         if (!sheet) return;
         const side = Math.sqrt(pictures[0].data.length / 3);
@@ -72,29 +113,53 @@ async function evalModel(options: EvalOptions): Promise<void> {
 }
 
 type Result = Awaited<ReturnType<typeof import("../eval/index.ts").evaluate>>;
+type Scores = NonNullable<Result["seen"]>;
 
 function table(result: Result): string {
-  const { heldout, seen } = result;
-  const line = (name: string, value: (s: Result["seen"]) => string): string =>
-    `${name.padEnd(28)}${value(heldout).padStart(10)}${value(seen).padStart(10)}`;
+  const columns = (
+    [
+      ["held-out", result.heldout],
+      ["seen", result.seen],
+      ["held-out style", result.style],
+    ] as const
+  ).flatMap(([title, scores]) => (scores ? [{ title, scores }] : []));
+  const line = (name: string, value: (s: Scores) => string | undefined): string[] => {
+    const cells = columns.map(({ scores }) => value(scores)?.padStart(15));
+    return cells.includes(undefined) ? [] : [name.padEnd(28) + cells.join("")];
+  };
   const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
+  const { network, loras, steps, guidance, evaluations, sampler, spacing, reference, vae_psnr } = result;
+  const adapters = loras.map(({ name, strength }) => ` + ${name}:${strength}`).join("");
   return [
-    `${result.model}: ${result.steps} steps, guidance ${result.guidance}, ` +
-      `${(1000 * result.seconds_per_picture).toFixed(0)} ms a picture`,
-    `${"".padEnd(28)}${"held-out".padStart(10)}${"seen".padStart(10)}`,
-    line("pictures", (s) => String(s.count)),
-    line("FD", (s) => s.fd.toFixed(3)),
-    line("patch FD", (s) => s.patch_fd.toFixed(3)),
-    line("CLIP score", (s) => s.clip_score.toFixed(2)),
-    line("  of real pictures", (s) => s.real.clip_score.toFixed(2)),
-    line("R@1", (s) => percent(s.r_at_1)),
-    line("  of real pictures", (s) => percent(s.real.r_at_1)),
-    line("R@5", (s) => percent(s.r_at_5)),
-    line("  of real pictures", (s) => percent(s.real.r_at_5)),
-    line("R@5 / real R@5", (s) => s.r_at_5_of_real.toFixed(3)),
-    line("nearest training picture", (s) => s.nearest_neighbour.toFixed(4)),
-    line("  of real pictures", (s) => s.real.nearest_neighbour.toFixed(4)),
-    line("copies of training pictures", (s) => percent(s.copies)),
-    `VAE on held-out pictures: PSNR ${result.vae_psnr.toFixed(2)} dB`,
+    `${result.model}: ${network}${adapters}, ${sampler} (${spacing}), ${steps} steps, guidance ${guidance}: ` +
+      `${evaluations} evaluations, ${(1000 * result.seconds_per_picture).toFixed(0)} ms a picture`,
+    ...(reference
+      ? [
+          `teacher: its own UNet, ${reference.steps} steps, guidance ${reference.guidance}: ${reference.evaluations} evaluations`,
+        ]
+      : []),
+    "".padEnd(28) + columns.map(({ title }) => title.padStart(15)).join(""),
+    ...line("pictures", (s) => String(s.count)),
+    ...line("FD", (s) => s.fd.toFixed(3)),
+    ...line("  of the teacher", (s) => s.teacher?.fd.toFixed(3)),
+    ...line("patch FD", (s) => s.patch_fd.toFixed(3)),
+    ...line("  of the teacher", (s) => s.teacher?.patch_fd.toFixed(3)),
+    ...line("FD to the teacher", (s) => s.fd_to_teacher?.toFixed(3)),
+    ...line("patch FD to the teacher", (s) => s.patch_fd_to_teacher?.toFixed(3)),
+    ...line("distance to the teacher", (s) => s.distance_to_teacher?.toFixed(4)),
+    ...line("CLIP score", (s) => s.clip_score.toFixed(2)),
+    ...line("  of the teacher", (s) => s.teacher?.clip_score.toFixed(2)),
+    ...line("  of real pictures", (s) => s.real.clip_score.toFixed(2)),
+    ...line("R@1", (s) => percent(s.r_at_1)),
+    ...line("  of real pictures", (s) => percent(s.real.r_at_1)),
+    ...line("R@5", (s) => percent(s.r_at_5)),
+    ...line("  of real pictures", (s) => percent(s.real.r_at_5)),
+    ...line("R@5 / real R@5", (s) => s.r_at_5_of_real.toFixed(3)),
+    ...line("diversity", (s) => s.diversity.toFixed(3)),
+    ...line("  of the teacher", (s) => s.teacher?.diversity.toFixed(3)),
+    ...line("nearest training picture", (s) => s.nearest_neighbour.toFixed(4)),
+    ...line("  of real pictures", (s) => s.real.nearest_neighbour.toFixed(4)),
+    ...line("copies of training pictures", (s) => percent(s.copies)),
+    ...(vae_psnr === undefined ? [] : [`VAE on real pictures: PSNR ${vae_psnr.toFixed(2)} dB`]),
   ].join("\n");
 }

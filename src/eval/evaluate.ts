@@ -1,218 +1,177 @@
 /** @file The protocol: which pairs, which seeds, which numbers. Always the same, so that models compare. */
 
-import { join } from "node:path";
+import { statSync } from "node:fs";
 import { type IconRow, type Icons, loadIcons, plainCaption } from "../data/index.ts";
-import { graph, input, symbol } from "../graph/index.ts";
-import { vaeConfig, vaeDecode, vaeEncode } from "../models/index.ts";
-import { rootScope } from "../nn/index.ts";
-import { readJson, SDXL, weightsFile, weightsOf } from "../pipelines/index.ts";
-import { readPlanes, writePlanes } from "../platform/index.ts";
-import { compile } from "../runtime/index.ts";
-import { floats, Generator } from "../tensor/index.ts";
-import { type ImageFeatures, Judge } from "./judge.ts";
-import { clipScore, frechetDistance, mean, nearestDistances, psnr, recallAt } from "./metrics.ts";
+import { type LoadOptions, SDXL } from "../pipelines/index.ts";
+import { bySeeds, draw, evaluationsOf, type Sampling, variedCaptions } from "./draw.ts";
+import { Judge } from "./judge.ts";
+import { type Drawn, type SetScores, score } from "./score.ts";
+import { type ReferenceOptions, Teacher } from "./teacher.ts";
+import { vaePsnr } from "./vae.ts";
 
-/** Captions that a picture is told from, its own included. */
-const CAPTIONS = 100;
-/** Pictures generated side by side. */
-const BATCH = 8;
+export type Split = IconRow["split"];
 
-export interface EvalOptions {
-  /** Model folder. */
+/** Splits of the dataset by the names that their scores have. */
+const SETS = { heldout: "heldout-pair", seen: "train", style: "heldout-style" } as const;
+
+export type SetName = keyof typeof SETS;
+
+export interface EvalOptions extends Sampling, Pick<LoadOptions, "unet" | "loras"> {
+  /** Model folder, or checkpoint. */
   model: string;
   /** Folder whose towers judge. Keep it the same for numbers that are compared. */
   judge: string;
   /** Icon dataset. */
   data: string;
-  /** Default: the model's. */
-  steps?: number;
-  /** Default: the model's. */
-  guidance?: number;
-  /** Pairs of each kind; default all that are held out, and as many seen ones. */
+  /** Default: held-out pairs and seen ones. */
+  splits?: readonly Split[];
+  /** Pictures of each split. Default: all that are held out, and as many seen pairs as held-out ones. */
   count?: number;
+  /** The model's own UNet to compare with, in many steps; default none. */
+  reference?: ReferenceOptions;
   onProgress?: (done: number, total: number) => void;
-  /** Called with each finished set, for contact sheets. */
+  /** Called with each finished set, for contact sheets; the reference's is called `<set>-teacher`. */
   onPictures?: (set: string, pictures: readonly { data: Uint8Array; label: string }[]) => Promise<void>;
+  /** Called before pictures are made, with what the options may get wrong. */
+  onWarnings?: (warnings: readonly string[]) => void;
 }
 
-export interface SetScores {
-  count: number;
-  /** Fréchet distance to the real pictures, on image-tower features. */
-  fd: number;
-  /** The same on centre crops of half the side, for sharpness. */
-  patch_fd: number;
-  clip_score: number;
-  r_at_1: number;
-  r_at_5: number;
-  /** Mean distance of a picture to the nearest training picture, root mean square of pixels in [0, 1]. */
-  nearest_neighbour: number;
-  /** Share of pictures nearer than 0.02 to one. */
-  copies: number;
-  /** What the real pictures score under the same judge. */
-  real: { clip_score: number; r_at_1: number; r_at_5: number; nearest_neighbour: number };
-  /** r_at_5 as a share of the real pictures'. */
-  r_at_5_of_real: number;
-}
-
-export interface EvalResult {
+export interface EvalResult extends Partial<Record<SetName, SetScores>> {
   model: string;
+  /** Name of the model folder, or of the file with the UNet. */
+  network: string;
+  loras: readonly { name: string; strength: number }[];
   steps: number;
   guidance: number;
+  sampler: string;
+  spacing: string;
+  /** Of the network for one picture. */
+  evaluations: number;
   seconds_per_picture: number;
-  heldout: SetScores;
-  seen: SetScores;
-  /** Of decoded encodings of the held-out pictures, dB. */
-  vae_psnr: number;
+  reference?: { steps: number; guidance: number; evaluations: number };
+  /** Of decoded encodings of the first split's pictures, dB; none for a checkpoint. */
+  vae_psnr?: number;
 }
 
-/** Judges a model on held-out and on seen (concept, style) pairs of the icon dataset. */
+/** Judges a model on (concept, style) pairs of the icon dataset. */
 export async function evaluate(options: EvalOptions): Promise<EvalResult> {
+  const { splits = ["heldout-pair", "train"], onProgress, onPictures } = options;
   const train = await loadIcons(options.data, ["train"]);
-  const heldout = await loadIcons(options.data, ["heldout-pair"]);
+  const sets = await chosenSets(options, splits, train);
   await using judge = await Judge.load(options.judge);
-  await using sdxl = await SDXL.load(options.model, { steps: options.steps });
+  const { unet, loras } = options;
+  await using sdxl = await SDXL.load(options.model, { unet, loras, steps: options.steps });
   const side = sdxl.info.sampleSize * sdxl.info.vaeScaleFactor;
   if (judge.size !== train.size || judge.size !== side)
     throw new Error(
       `the judge ${options.judge} looks at ${judge.size} pixels, the pictures of ${options.data} have ` +
         `${train.size}, those of ${options.model} ${side}; all must be the same`,
     );
-  if (Math.min(train.length, heldout.length) < 2)
-    throw new Error(
-      `${options.data}: ${train.length} training and ${heldout.length} held-out pictures; 2 of each are needed`,
-    );
-  const { steps = sdxl.info.defaults.steps, guidance = sdxl.info.defaults.guidance } = options;
-  const count = Math.min(options.count ?? heldout.length, heldout.length);
-  const sets = { heldout: spread(heldout, count), seen: spread(train, count) };
+  const { defaults } = sdxl.info;
+  const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler } = options;
+  const spacing = options.spacing ?? defaults.spacing;
+  options.onWarnings?.(sdxl.warnings({ steps, guidance }));
+  await using teacher = options.reference && (await Teacher.load(options.model, options.reference));
+
+  const each = sets.map((set) => set.captions.length + variedCaptions(set.captions).length);
+  const total = each.reduce((a, b) => a + b, 0) * (teacher ? 2 : 1);
   let done = 0;
-  const scores: Partial<Record<"heldout" | "seen", SetScores>> = {};
-  let generating = 0;
-  for (const [name, data] of Object.entries(sets) as ["heldout" | "seen", Sets][]) {
-    const captions = data.rows.map(plainCaption);
-    const pictures: Uint8Array[] = [];
-    for (let start = 0; start < count; start += BATCH) {
-      const prompts = captions.slice(start, start + BATCH);
-      const before = performance.now();
-      const some = await sdxl.textToImage(prompts, { steps, guidance, seed: start });
-      generating += performance.now() - before;
-      pictures.push(...some.map((p) => p.data));
-      done += some.length;
-      options.onProgress?.(done, 2 * count);
+  const progress = (count: number): void => {
+    done += count;
+    onProgress?.(done, total);
+  };
+  const scores: Partial<Record<SetName, SetScores>> = {};
+  let seconds = 0;
+  let settings = { model: "", loras: [] as readonly { name: string; strength: number }[] };
+  for (const { name, captions, real, training } of sets) {
+    const show = async (set: string, pictures: readonly Uint8Array[]) =>
+      onPictures?.(
+        set,
+        pictures.map((data, i) => ({ data, label: captions[i] })),
+      );
+    let reference: Drawn | undefined;
+    if (teacher) {
+      const pictures = await teacher.pictures(captions, progress);
+      await show(`${name}-teacher`, pictures);
+      reference = { pictures, varied: bySeeds(await teacher.pictures(variedCaptions(captions), progress)) };
     }
-    scores[name] = await score(judge, data, captions, pictures, train);
-    await options.onPictures?.(
-      name,
-      pictures.map((p, i) => ({ data: p, label: captions[i] })),
-    );
+    const sampling = { steps, guidance, sampler, spacing };
+    const started = performance.now();
+    const made = await draw(sdxl, captions, sampling, progress);
+    seconds += (performance.now() - started) / 1000;
+    settings = { loras: [], ...made[0].settings };
+    const varied = await draw(sdxl, variedCaptions(captions), sampling, progress);
+    const drawn = { pictures: made.map((p) => p.data), varied: bySeeds(varied.map((p) => p.data)) };
+    scores[name] = await score(judge, { captions, real, training, drawn, teacher: reference });
+    await show(name, drawn.pictures);
   }
   return {
     model: options.model,
+    network: settings.model,
+    loras: settings.loras,
     steps,
     guidance,
-    seconds_per_picture: generating / 1000 / (2 * count),
-    heldout: scores.heldout!,
-    seen: scores.seen!,
-    vae_psnr: await vaePsnr(options.model, heldout),
+    sampler: sampler.name,
+    spacing,
+    evaluations: evaluationsOf({ steps, guidance }),
+    seconds_per_picture: seconds / sets.reduce((n, set) => n + set.captions.length, 0),
+    ...(teacher && {
+      reference: {
+        steps: teacher.steps,
+        guidance: teacher.guidance,
+        evaluations: evaluationsOf(teacher),
+      },
+    }),
+    ...scores,
+    ...(statSync(options.model).isDirectory() && { vae_psnr: await vaePsnr(options.model, sets[0].icons) }),
   };
 }
 
-interface Sets {
-  rows: IconRow[];
-  pictures: Uint8Array[];
+interface ChosenSet {
+  name: SetName;
+  icons: Icons;
+  captions: string[];
+  real: Uint8Array[];
+  training: { pictures: Uint8Array[]; own: Set<number> };
 }
 
-/** `count` entries, evenly spread. */
-function spread(data: Icons, count: number): Sets {
-  const indices = Array.from({ length: count }, (_, i) => Math.floor((i * data.length) / count));
-  return { rows: indices.map((i) => data.rows[i]), pictures: indices.map((i) => data.image(i)) };
-}
-
-async function score(
-  judge: Judge,
-  real: Sets,
-  captions: readonly string[],
-  pictures: readonly Uint8Array[],
+/** @throws when the dataset has too few pictures of a split. */
+async function chosenSets(
+  { data, count }: EvalOptions,
+  splits: readonly Split[],
   train: Icons,
-): Promise<SetScores> {
-  const texts = await judge.read(captions);
-  const choices = captionChoices(captions);
-  const [made, truth] = [await judge.see(pictures), await judge.see(real.pictures)];
-  const patches = async (list: readonly Uint8Array[]) =>
-    features(await judge.see(list.map((p) => enlargedCentre(p, judge.size))));
-  const told = (list: readonly ImageFeatures[]) => {
-    const images = list.map((f) => f.embedding);
-    return {
-      clip_score: clipScore(images, texts),
-      r_at_1: recallAt(1, images, texts, choices),
-      r_at_5: recallAt(5, images, texts, choices),
-    };
-  };
-  const all = train.rows.map((_, i) => train.image(i));
-  // A real picture of the training set would be its own neighbour.
-  const own = new Set(real.rows.map((row) => row.id));
-  const others = all.filter((_, i) => !own.has(train.rows[i].id));
-  const nearest = nearestDistances(pictures, all);
-  const [mine, theirs] = [told(made), told(truth)];
-  return {
-    count: pictures.length,
-    fd: frechetDistance(features(made), features(truth)),
-    patch_fd: frechetDistance(await patches(pictures), await patches(real.pictures)),
-    ...mine,
-    nearest_neighbour: mean(nearest),
-    copies: nearest.filter((d) => d < 0.02).length / nearest.length,
-    real: { ...theirs, nearest_neighbour: mean(nearestDistances(real.pictures, others)) },
-    r_at_5_of_real: mine.r_at_5 / theirs.r_at_5,
-  };
+): Promise<ChosenSet[]> {
+  const loaded = new Map<Split, Icons>([["train", train]]);
+  for (const split of ["heldout-pair", ...splits] as const)
+    if (!loaded.has(split)) loaded.set(split, await loadIcons(data, [split]));
+  for (const split of ["train", ...splits] as const)
+    if (loaded.get(split)!.length < 2)
+      throw new Error(`${data}: the split ${split} has ${loaded.get(split)!.length} pictures; 2 are needed`);
+  const heldout = loaded.get("heldout-pair")!.length;
+  return (Object.keys(SETS) as SetName[])
+    .filter((name) => splits.includes(SETS[name]))
+    .map((name) => {
+      const icons = loaded.get(SETS[name])!;
+      const most = SETS[name] === "train" && heldout > 1 ? Math.min(heldout, icons.length) : icons.length;
+      const indices = spread(icons.length, Math.min(count ?? most, most));
+      const ids = new Set(indices.map((i) => icons.rows[i].id));
+      // A model of the held-out style learned from that style.
+      const learned = SETS[name] === "heldout-style" ? [train, icons] : [train];
+      const rows = learned.flatMap((set) => set.rows);
+      return {
+        name,
+        icons,
+        captions: indices.map((i) => plainCaption(icons.rows[i])),
+        real: indices.map((i) => icons.image(i)),
+        training: {
+          pictures: learned.flatMap((set) => set.rows.map((_, i) => set.image(i))),
+          own: new Set(rows.flatMap(({ id }, i) => (ids.has(id) ? [i] : []))),
+        },
+      };
+    });
 }
 
-function features(list: readonly ImageFeatures[]): Float32Array[] {
-  return list.map((f) => f.features);
-}
-
-/** Each picture's own caption and 99 others with another text, drawn with a fixed seed. */
-function captionChoices(captions: readonly string[]): number[][] {
-  const g = new Generator(0);
-  return captions.map((own, i) => {
-    const others = captions.map((_, j) => j).filter((j) => captions[j] !== own);
-    for (let k = 0; k < Math.min(CAPTIONS - 1, others.length); k++) {
-      const from = k + g.integer(others.length - k); // Fisher & Yates
-      [others[k], others[from]] = [others[from], others[k]];
-    }
-    return [i, ...others.slice(0, CAPTIONS - 1)];
-  });
-}
-
-/** The middle half of a picture, each pixel twice as large. */
-function enlargedCentre(rgb: Uint8Array, size: number): Uint8Array {
-  const out = new Uint8Array(rgb.length);
-  const from = Math.floor(size / 4);
-  for (let y = 0; y < size; y++)
-    for (let x = 0; x < size; x++) {
-      const source = ((from + (y >> 1)) * size + from + (x >> 1)) * 3;
-      out.set(rgb.subarray(source, source + 3), (y * size + x) * 3);
-    }
-  return out;
-}
-
-/** How well the VAE restores pictures, from the mean of its posterior. */
-async function vaePsnr(model: string, data: Icons): Promise<number> {
-  const folder = join(model, "vae");
-  const config = vaeConfig(await readJson(join(folder, "config.json")));
-  const S = data.size;
-  const pictures = input("pictures", "float32", [symbol("B"), 3, S, S]);
-  const latents = vaeEncode(rootScope(), config, pictures).slice(1, 0, config.latent_channels);
-  const g = graph({ restored: vaeDecode(rootScope(), config, latents) });
-  await using program = await compile(g, await weightsOf(g, { "": weightsFile(folder) }));
-  const originals: Uint8Array[] = [];
-  const restored: Uint8Array[] = [];
-  for (let start = 0; start < data.length; start += 32) {
-    const some = Array.from({ length: Math.min(32, data.length - start) }, (_, i) => data.image(start + i));
-    const feeds = floats([some.length, 3, S, S]);
-    for (const [b, rgb] of some.entries()) writePlanes(rgb, feeds.data, b * 3 * S * S);
-    const planes = (await program.run({ pictures: feeds })).restored.data as Float32Array;
-    originals.push(...some);
-    for (let b = 0; b < some.length; b++)
-      restored.push(readPlanes(planes.subarray(b * 3 * S * S, (b + 1) * 3 * S * S)));
-  }
-  return psnr(originals, restored);
+/** `count` of `length` indices, evenly spread. */
+function spread(length: number, count: number): number[] {
+  return Array.from({ length: count }, (_, i) => Math.floor((i * length) / count));
 }

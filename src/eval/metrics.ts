@@ -37,7 +37,9 @@ function squareRoot(matrix: Matrix): Matrix {
 
 /**
  * Fréchet distance of two feature sets (Heusel et al. 2017, equation 6):
- * |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½). It shrinks with more pictures: compare sets of one size only.
+ * |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½). It shrinks with more pictures: compare sets of one size only. It is never 0
+ * between sets drawn from one distribution, and with no more pictures than features, where the covariances lack
+ * directions, most of it is chance: such sets order models that differ much, nothing else.
  */
 export function frechetDistance(a: readonly Float32Array[], b: readonly Float32Array[]): number {
   const [first, second] = [moments(a), moments(b)];
@@ -48,7 +50,8 @@ export function frechetDistance(a: readonly Float32Array[], b: readonly Float32A
   const values = new EigenvalueDecomposition(symmetric, { assumeSymmetric: true }).realEigenvalues;
   const cross = values.reduce((sum, v) => sum + Math.sqrt(Math.max(0, v)), 0);
   const shift = first.mean.reduce((sum, m, i) => sum + (m - second.mean[i]) ** 2, 0);
-  return shift + first.covariance.trace() + second.covariance.trace() - 2 * cross;
+  const distance = shift + first.covariance.trace() + second.covariance.trace() - 2 * cross;
+  return Math.max(0, distance); // of equal sets it may round below
 }
 
 export function dot(a: Float32Array, b: Float32Array): number {
@@ -84,6 +87,17 @@ export function pixelDistance(a: Uint8Array, b: Uint8Array): number {
   let sum = 0;
   for (let i = 0; i < a.length; i++) sum += (a[i] - b[i]) ** 2;
   return Math.sqrt(sum / a.length) / 255;
+}
+
+/** Mean Euclidean distance of all pairs of rows. */
+export function pairwiseDistance(rows: readonly Float32Array[]): number {
+  return mean(rows.flatMap((a, i) => rows.slice(i + 1).map((b) => euclidean(a, b))));
+}
+
+function euclidean(a: Float32Array, b: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += (a[i] - b[i]) ** 2;
+  return Math.sqrt(sum);
 }
 
 /** Distance of each picture to the nearest of a set. */

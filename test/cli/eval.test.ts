@@ -1,6 +1,6 @@
 /** @file `fewstep eval` refuses what it cannot judge before it makes any picture. */
 
-import { cpSync, readFileSync, rmSync, truncateSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, truncateSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { beforeEach, describe, expect, test } from "vitest";
 import { graph, input, parametersOf } from "../../src/graph/index.ts";
@@ -8,11 +8,12 @@ import { clipVision, clipVisionConfig } from "../../src/models/index.ts";
 import { rootScope } from "../../src/nn/index.ts";
 import { saveComponent } from "../../src/pipelines/index.ts";
 import { floats, tensor } from "../../src/tensor/index.ts";
-import { saveSafetensors } from "../../src/weights/index.ts";
+import { loadSafetensors, saveSafetensors } from "../../src/weights/index.ts";
 import { at, put } from "../data/temporary.ts";
 import { expectRefusal, fewstep } from "./run.ts";
 
 const TINY = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
+const UNET = "unet/diffusion_pytorch_model.safetensors";
 
 function evaluate(...more: string[]): ReturnType<typeof fewstep> {
   return fewstep([
@@ -25,20 +26,22 @@ function evaluate(...more: string[]): ReturnType<typeof fewstep> {
     at("icons"),
     "--count",
     "2",
+    "--cache",
+    at("cache"),
     ...more,
   ]);
 }
 
-/** Four black icons, half of them held out. */
-async function icons(side: number): Promise<void> {
-  const images = tensor("uint8", [4, side, side, 3], new Uint8Array(4 * side * side * 3));
+/** Four black icons, half of them held out, or of some other splits. */
+async function icons(
+  side: number,
+  splits = ["train", "heldout-pair", "train", "heldout-pair"],
+): Promise<void> {
+  const N = splits.length;
+  const images = tensor("uint8", [N, side, side, 3], new Uint8Array(N * side * side * 3));
   await saveSafetensors(at("icons/images.safetensors"), { images });
   const row = { style: "twemoji", concept: "1f34e", label: "apple", keywords: [] };
-  const rows = ["train", "heldout-pair", "train", "heldout-pair"].map((split, i) => ({
-    ...row,
-    id: `${i}`,
-    split,
-  }));
+  const rows = splits.map((split, i) => ({ ...row, id: `${i}`, split }));
   put("icons/metadata.jsonl", rows.map((r) => `${JSON.stringify(r)}\n`).join(""));
 }
 
@@ -104,7 +107,7 @@ describe("refused:", () => {
           "icons/metadata.jsonl",
           readFileSync(at("icons/metadata.jsonl"), "utf8").replaceAll("heldout-pair", "train"),
         ),
-      /icons: 4 training and 0 held-out pictures; 2 of each are needed$/m,
+      /icons: the split heldout-pair has 0 pictures; 2 are needed$/m,
     ],
     [
       "pictures of another size",
@@ -134,18 +137,135 @@ describe("refused:", () => {
   test("no model", async () =>
     expectRefusal(await evaluate("--model", at("none")), /none: no such folder; name a folder/));
 
-  test("a count of one, a place that cannot be written", async () => {
-    const [count, sheet] = await Promise.all([
-      evaluate("--count", "1"),
-      evaluate("--sheet", put("file", "")),
-    ]);
-    expectRefusal(count, "'1' is invalid. Give a whole number from 2 to 1000000.");
-    expectRefusal(sheet, /--sheet .*file: cannot write there: .*; name another folder$/m);
+  test.each<[string, string[], string | RegExp]>([
+    ["a count of one", ["--count", "1"], "'1' is invalid. Give a whole number from 2 to 1000000."],
+    [
+      "a split that there is not",
+      ["--split", "test"],
+      "'test' is invalid. Allowed choices are heldout-pair, train, heldout-style.",
+    ],
+    [
+      "a split without pictures",
+      ["--split", "heldout-style"],
+      /icons: the split heldout-style has 0 pictures; 2 are needed$/m,
+    ],
+    [
+      "no steps of the teacher",
+      ["--reference", "0"],
+      /'0' is invalid. Give steps from 1 to 1000, or steps and/,
+    ],
+    ["guidance that is no number", ["--reference", "32:x"], /'32:x' is invalid. Give steps from 1 to 1000/],
+    ["an unknown sampler", ["--sampler", "heun"], /'heun' is invalid. Allowed choices are euler, ddim, lcm/],
+    ["no such UNet", ["--unet", "none.safetensors"], /none.safetensors: no such file$/m],
+    ["no such LoRA", ["--lora", "none.safetensors:0.5"], /none.safetensors: no such file$/m],
+    [
+      "something else than a LoRA",
+      ["--lora", `${TINY}/${UNET}`],
+      /is a UNet with diffusers' names, not a LoRA; /,
+    ],
+  ])("%s", async (_, options, message) => expectRefusal(await evaluate(...options), message));
+
+  test("a place that cannot be written", async () =>
+    expectRefusal(
+      await evaluate("--sheet", put("file", "")),
+      /--sheet .*file: cannot write there: .*; name another folder$/m,
+    ));
+});
+
+async function judged(...options: string[]) {
+  const { code, stdout, stderr } = await evaluate(...options, "--json");
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  return JSON.parse(stdout);
+}
+
+describe("judged:", () => {
+  test("what is not spoilt, against real pictures and the teacher's, which are kept", async () => {
+    const result = await judged("--steps", "1", "--reference", "2:3", "--sheet", at("sheets"));
+    expect(result).toMatchObject({
+      ...{ network: "tiny-sdxl", loras: [], steps: 1, guidance: 5, sampler: "euler", spacing: "leading" },
+      evaluations: 2,
+      reference: { steps: 2, guidance: 3, evaluations: 4 },
+      heldout: { count: 2, teacher: { fd: expect.any(Number) } },
+      seen: { count: 2 },
+    });
+    for (const set of [result.heldout, result.seen]) {
+      expect(set.distance_to_teacher).toBeGreaterThan(0);
+      expect(set.fd_to_teacher).toBeGreaterThanOrEqual(0);
+    }
+    expect(result.style).toBeUndefined();
+    const sheets = ["heldout-teacher", "heldout", "seen-teacher", "seen"].map((name) => `${name}.png`);
+    expect(readdirSync(at("sheets")).sort()).toEqual(sheets);
+    // held-out and seen pictures have the same captions here, so one file each for set and diversity
+    expect(readdirSync(at("cache"))).toHaveLength(2);
+  });
+
+  test("the teacher against itself has no distance", async () => {
+    const { heldout, seen } = await judged(
+      ...["--steps", "2", "--guidance", "3", "--reference", "2:3", "--split", "heldout-pair"],
+    );
+    expect(seen).toBeUndefined();
+    expect(heldout).toMatchObject({ distance_to_teacher: 0, fd_to_teacher: 0, patch_fd_to_teacher: 0 });
+    expect(heldout.teacher.diversity).toBe(heldout.diversity);
+  });
+
+  test("a held-out style, without a teacher", async () => {
+    await icons(64, ["train", "train", "heldout-style", "heldout-style", "heldout-style"]);
+    const result = await judged("--steps", "1", "--split", "heldout-style", "--no-reference");
+    expect(result.style).toMatchObject({ count: 2 });
+    expect([result.heldout, result.reference, result.style.fd_to_teacher]).toEqual(Array(3).fill(undefined));
+    expect(existsSync(at("cache"))).toBe(false);
+  });
+
+  test("another UNet with the settings that its file carries", async () => {
+    const { tensors } = await loadSafetensors(`${TINY}/${UNET}`);
+    await saveSafetensors(at("x_2step_unet.safetensors"), tensors, {
+      "fewstep.steps": "2",
+      "fewstep.guidance": "1",
+      "fewstep.timestep_spacing": "trailing",
+      "fewstep.sampler": "lcm",
+    });
+    const options = ["--unet", at("x_2step_unet.safetensors"), "--split", "train", "--no-reference"];
+    expect(await judged(...options)).toMatchObject({
+      ...{
+        network: "x_2step_unet",
+        steps: 2,
+        guidance: 1,
+        evaluations: 2,
+        sampler: "lcm",
+        spacing: "trailing",
+      },
+      seen: { count: 2 },
+    });
+    const asked = await judged(...options, "--sampler", "euler", "--spacing", "linspace", "--steps", "1");
+    expect(asked).toMatchObject({ steps: 1, sampler: "euler", spacing: "linspace" });
   });
 });
 
-test("what is not spoilt is judged", async () => {
-  const { code, stdout, stderr } = await evaluate("--steps", "1", "--json");
-  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
-  expect(JSON.parse(stdout)).toMatchObject({ steps: 1, heldout: { count: 2 }, seen: { count: 2 } });
+test("the table has a row for each number, and warns of steps that the weights are not for", async () => {
+  const { tensors } = await loadSafetensors(`${TINY}/${UNET}`);
+  await saveSafetensors(at("x.safetensors"), tensors, { "fewstep.steps": "2" });
+  const { code, stdout, stderr } = await evaluate(
+    "--unet",
+    at("x.safetensors"),
+    "--steps",
+    "1",
+    "--reference",
+    "1",
+  );
+  expect({ code, stderr }).toEqual({
+    code: 0,
+    stderr:
+      "fewstep: the model was distilled for 2 steps; 1 will look worse\nfewstep: guidance 5 is much for a " +
+      "distilled model; 1 is off, more than 2 distorts\n",
+  });
+  expect(stdout).toMatch(/^ +held-out +seen$/m);
+  expect(stdout).toMatch(/^teacher: its own UNet, 1 steps, guidance 5: 2 evaluations$/m);
+  for (const row of [
+    "FD",
+    "patch FD to the teacher",
+    "distance to the teacher",
+    "diversity",
+    "copies of training",
+  ])
+    expect(stdout).toMatch(new RegExp(`^${row} .*\\d`, "m"));
 });

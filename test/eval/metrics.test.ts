@@ -3,6 +3,7 @@ import {
   clipScore,
   frechetDistance,
   nearestDistances,
+  pairwiseDistance,
   pixelDistance,
   psnr,
   recallAt,
@@ -76,6 +77,11 @@ describe("retrieval", () => {
 
   test("CLIP score is 100 · the mean cosine", () =>
     expect(clipScore(rows([1, 0], [0, 1]), rows([0.6, 0.8], [0, 1]))).toBeCloseTo(80, 5));
+});
+
+test("pairwise distance is the mean over all pairs", () => {
+  expect(pairwiseDistance(rows([0, 0], [3, 4], [0, 8]))).toBeCloseTo((5 + 8 + 5) / 3, 6);
+  expect(pairwiseDistance(rows([1, 2], [1, 2]))).toBe(0);
 });
 
 describe("pixels", () => {
