@@ -23,7 +23,8 @@ const BUDGET: Record<string, number> = {
   models: 850,
   pipelines: 1200,
   data: 1050,
-  train: 2850,
+  train: 1950,
+  distill: 1050,
   eval: 700,
   cli: 1100,
 };

@@ -30,7 +30,7 @@ async function distillRecipe(path: string, options: DistillOptions): Promise<voi
   if (options.dryRun) return printPlan(path, options);
   await followRun(
     async (hooks) => {
-      const { distill, readDistillRecipe } = await import("../train/index.ts");
+      const { distill, readDistillRecipe } = await import("../distill/index.ts");
       await import("../platform/node.ts");
       const read = await readDistillRecipe(path);
       const recipe = { ...read, out: out ?? read.out };
@@ -42,7 +42,7 @@ async function distillRecipe(path: string, options: DistillOptions): Promise<voi
 }
 
 async function printPlan(path: string, { replicas, json }: DistillOptions): Promise<void> {
-  const { planDistillation, readDistillRecipe } = await import("../train/index.ts");
+  const { planDistillation, readDistillRecipe } = await import("../distill/index.ts");
   await import("../platform/node.ts");
   const plan = await planDistillation(await readDistillRecipe(path), { replicas });
   if (json) {

@@ -1,9 +1,16 @@
-export { type DistillOptions, type DistillProgress, distill } from "./distill.ts";
-export { type DistillPlan, type PhaseEstimate, planDistillation } from "./distill-plan.ts";
-export { type DistillRecipe, parseDistillRecipe, readDistillRecipe } from "./distill-recipe.ts";
 export { type FitOptions, fit, type Job, type Progress } from "./fit.ts";
+export { type Material, type OpenOptions, openMaterial } from "./material.ts";
 export { type AdamWOptions, adamw, type LearningRate, learningRateAt, type Optimizer } from "./optimizer.ts";
-export { ParallelTrainer } from "./parallel.ts";
-export { parseRecipe, type Recipe, readRecipe } from "./recipe.ts";
+export {
+  type Loss,
+  ParallelTrainer,
+  type Pass,
+  passGraph,
+  replicasFor,
+  trainedBy,
+} from "./parallel.ts";
+export { fieldError, hashOf, parseRecipe, type Recipe, readRecipe, recipeFields } from "./recipe.ts";
 export { type TrainOptions, train } from "./run.ts";
 export { type StepGraph, type StepOptions, trainStep } from "./step.ts";
+export { batchGenerator, conditionFeeds } from "./tasks.ts";
+export type { UNetBatch } from "./unet.ts";

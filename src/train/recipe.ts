@@ -30,21 +30,24 @@ const pictures = z.strictObject({
   maxAspect: z.number().min(1).default(1),
 });
 
-export const data = z.discriminatedUnion("kind", [icons, pictures]);
+const data = z.discriminatedUnion("kind", [icons, pictures]);
 
-export const optimizer = z.strictObject({
+const optimizer = z.strictObject({
   betas: z.tuple([fraction, fraction]).default([0.9, 0.99]),
   eps: z.number().positive().default(1e-8),
   weightDecay: z.number().min(0).default(0.01),
 });
 
-export const learningRate = z.strictObject({
+const learningRate = z.strictObject({
   peak: z.number().positive(),
   warmup: z.int().min(0).default(100),
   decay: z.enum(["constant", "cosine"]).default("cosine"),
   decaySteps: count.optional(),
   final: fraction.default(0),
 });
+
+/** Fields that recipes of other kinds have in common with these. */
+export const recipeFields = { data, optimizer, learningRate };
 
 const common = {
   /** Folder of the run. */
@@ -148,7 +151,7 @@ export type RecipeOf<T extends Recipe["task"]> = Extract<Recipe, { task: T }>;
  */
 export function parseRecipe(json: unknown, name = "recipe"): Recipe {
   const result = schema.safeParse(json);
-  if (!result.success) throw new Error(`${name}: ${sentence(result.error.issues[0], json)}`);
+  if (!result.success) throw new Error(`${name}: ${fieldError(result.error.issues[0], json)}`);
   const recipe = result.data;
   if (recipe.batch % recipe.microBatch !== 0)
     throw new Error(`${name}: batch ${recipe.batch} is not a multiple of microBatch ${recipe.microBatch}`);
@@ -158,7 +161,7 @@ export function parseRecipe(json: unknown, name = "recipe"): Recipe {
 }
 
 /** What is wrong with a field. */
-export function sentence(issue: z.core.$ZodIssue, json: unknown): string {
+export function fieldError(issue: z.core.$ZodIssue, json: unknown): string {
   const field = issue.path.join(".");
   if (issue.code === "custom") return `${field}: ${issue.message}`;
   if (issue.code === "unrecognized_keys") {

@@ -3,7 +3,7 @@
 import { existsSync, readdirSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { at, put } from "../data/temporary.ts";
-import { tinyModel, tinyPictures } from "../train/tiny-model.ts";
+import { tinyModel, tinyPictures } from "../distill/tiny-model.ts";
 import { expectRefusal, fewstep } from "./run.ts";
 
 const phase = (objective: string, changes: object = {}) => {

@@ -2,6 +2,16 @@
 
 import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
+import { lcmPasses } from "../../src/distill/lcm.ts";
+import {
+  adversarialPasses,
+  DISCRIMINATOR,
+  type Level,
+  move,
+  msePasses,
+  type Setting,
+  teacherPass,
+} from "../../src/distill/lightning.ts";
 import {
   constant,
   grad,
@@ -17,16 +27,6 @@ import { rootScope } from "../../src/nn/index.ts";
 import { compile } from "../../src/runtime/index.ts";
 import { alphasCumprod, euler, guide, parameterize, schedulerConfig } from "../../src/samplers/index.ts";
 import { type FloatTensor, floats, Generator, type HostTensor } from "../../src/tensor/index.ts";
-import { lcmPasses } from "../../src/train/lcm.ts";
-import {
-  adversarialPasses,
-  DISCRIMINATOR,
-  type Level,
-  move,
-  msePasses,
-  type Setting,
-  teacherPass,
-} from "../../src/train/lightning.ts";
 import { initialValues } from "../../src/train/optimizer.ts";
 import { type Pass, trainedBy } from "../../src/train/parallel.ts";
 

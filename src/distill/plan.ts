@@ -8,12 +8,11 @@ import { loraScope, rootScope } from "../nn/index.ts";
 import { readConfig } from "../pipelines/index.ts";
 import { compile } from "../runtime/index.ts";
 import { sizeOf } from "../tensor/index.ts";
+import { adamw, type Pass, passGraph, replicasFor, trainedBy } from "../train/index.ts";
 import { phaseTitle } from "./distill.ts";
-import type { DistillRecipe, Phase } from "./distill-recipe.ts";
 import type { Setting } from "./lightning.ts";
-import { adamw } from "./optimizer.ts";
-import { type Pass, passGraph, replicasFor, trainedBy } from "./parallel.ts";
 import { lightningAdapter, passesOf, teacherSteps } from "./phase.ts";
+import type { DistillRecipe, Phase } from "./recipe.ts";
 
 export interface PhaseEstimate {
   /** "8 to 4: conditional, LoRA of rank 16". */

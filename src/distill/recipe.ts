@@ -2,7 +2,9 @@
 
 import { z } from "zod";
 import { readJson } from "../pipelines/index.ts";
-import { data, learningRate, optimizer, sentence } from "./recipe.ts";
+import { fieldError, recipeFields } from "../train/index.ts";
+
+const { data, learningRate, optimizer } = recipeFields;
 
 const count = z.int().positive();
 const fraction = z.number().min(0).max(1);
@@ -89,7 +91,7 @@ export type Phase = Stage["phases"][number];
  */
 export function parseDistillRecipe(json: unknown, name = "recipe"): DistillRecipe {
   const result = schema.safeParse(json);
-  if (!result.success) throw new Error(`${name}: ${sentence(result.error.issues[0], json)}`);
+  if (!result.success) throw new Error(`${name}: ${fieldError(result.error.issues[0], json)}`);
   const recipe = result.data;
   const problem = problemOf(recipe);
   if (problem) throw new Error(`${name}: ${problem}`);

@@ -9,8 +9,7 @@ import { discriminator, type UNetConfig, type UNetInputs, unet } from "../models
 import { rootScope, type Scope } from "../nn/index.ts";
 import { concat, less, scalar } from "../ops/index.ts";
 import type { PredictionType } from "../samplers/index.ts";
-import type { Pass } from "./parallel.ts";
-import type { UNetBatch } from "./unet.ts";
+import type { Pass, UNetBatch } from "../train/index.ts";
 
 /** x = α·x₀ + σ·ε at a time of each sample. */
 export interface Level {

@@ -26,15 +26,21 @@ import {
 import { atomicWrite } from "../platform/index.ts";
 import { alphasCumprod, type PredictionType, schedulerConfig } from "../samplers/index.ts";
 import { castTensor, floats, type HostTensor } from "../tensor/index.ts";
+import {
+  adamw,
+  type FitOptions,
+  fit,
+  hashOf,
+  type Material,
+  type OpenOptions,
+  openMaterial,
+  type Progress,
+  replicasFor,
+} from "../train/index.ts";
 import { loadSafetensors, matchKeys, saveLora, saveSafetensors } from "../weights/index.ts";
-import type { DistillRecipe, Phase, Stage } from "./distill-recipe.ts";
-import { type FitOptions, fit, type Progress } from "./fit.ts";
 import { DISCRIMINATOR } from "./lightning.ts";
-import { type Material, type OpenOptions, openMaterial } from "./material.ts";
-import { adamw } from "./optimizer.ts";
-import { replicasFor } from "./parallel.ts";
 import { phaseJob } from "./phase.ts";
-import { hashOf } from "./recipe.ts";
+import type { DistillRecipe, Phase, Stage } from "./recipe.ts";
 
 type Weights = Record<string, HostTensor>;
 

@@ -8,14 +8,14 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
-import { SDXL } from "../../src/pipelines/index.ts";
-import { divergence } from "../../src/train/distill.ts";
+import { divergence } from "../../src/distill/distill.ts";
 import {
   type DistillProgress,
   type DistillRecipe,
   distill,
   parseDistillRecipe,
-} from "../../src/train/index.ts";
+} from "../../src/distill/index.ts";
+import { SDXL } from "../../src/pipelines/index.ts";
 import { loadSafetensors } from "../../src/weights/index.ts";
 import { tinyModel, tinyPictures } from "./tiny-model.ts";
 
@@ -155,7 +155,7 @@ test("a LoRA on the base model is the network it was merged into", async () => {
 test("killed in each phase and started again, it comes to the same losses and files", () => {
   const file = join(folder, "killed.json");
   writeFileSync(file, JSON.stringify(recipe("killed")));
-  const script = fileURLToPath(new URL("distill-child.ts", import.meta.url));
+  const script = fileURLToPath(new URL("child.ts", import.meta.url));
   const child = (...place: string[]) => {
     const args = ["--import", import.meta.resolve("tsx"), script, file, ...place];
     const { signal, status, stderr } = spawnSync(process.execPath, args, { encoding: "utf8" });

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
-import { parseDistillRecipe, planDistillation, readDistillRecipe } from "../../src/train/index.ts";
+import { parseDistillRecipe, planDistillation, readDistillRecipe } from "../../src/distill/index.ts";
 
 const learningRate = { peak: 1e-4 };
 const phase = (objective: string, changes: object = {}) => ({

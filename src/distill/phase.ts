@@ -5,13 +5,17 @@ import type { UNetConfig } from "../models/index.ts";
 import { type Adapter, loraScope, rootScope } from "../nn/index.ts";
 import type { PredictionType } from "../samplers/index.ts";
 import { type FloatTensor, floats, type Generator, type HostTensor } from "../tensor/index.ts";
-import type { Phase, Stage } from "./distill-recipe.ts";
-import type { Job } from "./fit.ts";
+import {
+  batchGenerator,
+  conditionFeeds,
+  type Job,
+  type Material,
+  type Pass,
+  trainedBy,
+} from "../train/index.ts";
 import { lcmPasses } from "./lcm.ts";
 import { adversarialPasses, DISCRIMINATOR, msePasses, type Setting } from "./lightning.ts";
-import type { Material } from "./material.ts";
-import { type Pass, trainedBy } from "./parallel.ts";
-import { batchGenerator, conditionFeeds } from "./tasks.ts";
+import type { Phase, Stage } from "./recipe.ts";
 
 type Weights = Readonly<Record<string, HostTensor>>;
 

@@ -1,11 +1,11 @@
 /**
- * @file Distils in a process of its own, which kills itself: `distill-child.ts <recipe> [phase:step]`, after that step
+ * @file Distils in a process of its own, which kills itself: `child.ts <recipe> [phase:step]`, after that step
  * of the phase, both from 1. Exits by itself when it gets to the end.
  */
 
 import process from "node:process";
 import "../../src/platform/node.ts";
-import { distill, readDistillRecipe } from "../../src/train/index.ts";
+import { distill, readDistillRecipe } from "../../src/distill/index.ts";
 
 const [recipe, place = "0:0"] = process.argv.slice(2);
 const [phase, step] = place.split(":").map(Number);

@@ -6,8 +6,8 @@
 
 import { input, stopGradient, type Value } from "../graph/index.ts";
 import { unet } from "../models/index.ts";
+import type { Pass } from "../train/index.ts";
 import { type Level, meaning, networkInputs, type Setting, sharedInputs, teacherPass } from "./lightning.ts";
-import type { Pass } from "./parallel.ts";
 
 /** Of the pseudo-Huber loss √(d² + c²) − c. */
 const HUBER = 0.001;
