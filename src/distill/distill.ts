@@ -4,10 +4,12 @@
  * distillation that is stopped anywhere goes on exactly.
  */
 
-import { existsSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { createReadStream, existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
+import { pipeline } from "node:stream/promises";
 import { contactSheet } from "../data/index.ts";
 import { graph, input, parametersOf } from "../graph/index.ts";
 import { type UNetConfig, unet, unetConfig } from "../models/index.ts";
@@ -37,7 +39,7 @@ import {
   type Progress,
   replicasFor,
 } from "../train/index.ts";
-import { loadSafetensors, matchKeys, saveLora, saveSafetensors } from "../weights/index.ts";
+import { loadSafetensors, matchKeys, SafetensorsFile, saveLora, saveSafetensors } from "../weights/index.ts";
 import { DISCRIMINATOR } from "./lightning.ts";
 import { phaseJob } from "./phase.ts";
 import type { DistillRecipe, Phase, Stage } from "./recipe.ts";
@@ -69,6 +71,8 @@ interface Context {
   recipe: DistillRecipe;
   config: UNetConfig;
   base: Student;
+  /** SHA-256 of the base model's UNet: another one in its place is another run. */
+  teacherHash: string;
   /** By number of steps; the base model under that of the first teacher. */
   students: Map<number, Student>;
   material: Material;
@@ -119,12 +123,19 @@ async function openContext(recipe: DistillRecipe, options: DistillOptions): Prom
     recipe,
     config,
     base,
+    teacherHash: await fileHash(weightsFile(folder)),
     students: new Map([[recipe.stages[0].from, base]]),
     material: await openMaterial(source, config, options),
     alphas: alphasCumprod(scheduler),
     zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
     options,
   };
+}
+
+async function fileHash(path: string): Promise<string> {
+  const hash = createHash("sha256");
+  await pipeline(createReadStream(path), hash);
+  return hash.digest("hex");
 }
 
 function unetParameters(config: UNetConfig): ReturnType<typeof parametersOf> {
@@ -199,7 +210,7 @@ interface PhaseRun {
 async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progress, void> {
   const { recipe, options } = context;
   const { folder, phase } = run;
-  const fingerprint = phaseFingerprint(recipe, run);
+  const fingerprint = phaseFingerprint(context, run);
   const file = join(folder, STUDENT);
   if (existsSync(file)) {
     const { metadata } = await loadSafetensors(file);
@@ -243,27 +254,18 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
 }
 
 /** What decides the result of a phase: its own fields, those of all phases before it, and what they share. */
-function phaseFingerprint(recipe: DistillRecipe, { stage, phase }: PhaseRun): string {
-  const { teacher, data, captions, batch, microBatch, optimizer, clipNorm, emaDecay, loraAlpha, seed } =
-    recipe;
-  const stages = recipe.stages.slice(0, recipe.stages.indexOf(stage) + 1).map((s) => ({
+function phaseFingerprint(
+  { recipe, teacherHash }: Pick<Context, "recipe" | "teacherHash">,
+  { stage, phase }: Pick<PhaseRun, "stage" | "phase">,
+): string {
+  const { out, name, teacher, stages, ...others } = recipe;
+  const { patience, checkpointMinutes, logEvery, sampleEvery, dtype, prompts, ...decides } = others;
+  const done = stages.slice(0, stages.indexOf(stage) + 1).map((s) => ({
     ...s,
     publish: undefined,
     phases: s === stage ? s.phases.slice(0, s.phases.indexOf(phase) + 1) : s.phases,
   }));
-  return hashOf({
-    teacher,
-    data,
-    captions,
-    batch,
-    microBatch,
-    optimizer,
-    clipNorm,
-    emaDecay,
-    loraAlpha,
-    seed,
-    stages,
-  });
+  return hashOf({ ...decides, teacher: teacherHash, stages: done });
 }
 
 async function jobOf(context: Context, run: PhaseRun) {
@@ -272,9 +274,6 @@ async function jobOf(context: Context, run: PhaseRun) {
   const teacher = students.get(phase.teacher ?? stage.from)!;
   const judge = before ? join(before, JUDGE) : "";
   const weights = phase.lora ? await student.lora?.() : await student.unet();
-  const rank = Object.entries(weights ?? {}).find(([k]) => k.endsWith("lora_down.weight"))?.[1].shape[0];
-  if (phase.lora && rank !== undefined && rank !== phase.lora)
-    throw new Error(`${folder}: a LoRA of rank ${phase.lora} cannot go on from one of rank ${rank}`);
   const job = phaseJob({
     ...context,
     ...recipe,
@@ -352,8 +351,9 @@ async function saveStudent(
   kind: "unet" | "lora",
   weights: Weights,
   { dtype, loraAlpha, settings }: SaveOptions,
+  origin: Readonly<Record<string, string>> = {},
 ): Promise<void> {
-  const metadata = samplingMetadata(settings);
+  const metadata = { ...samplingMetadata(settings), ...origin };
   if (kind === "unet") {
     const cast = Object.fromEntries(Object.entries(weights).map(([k, t]) => [k, castTensor(t, dtype)]));
     return saveSafetensors(file, cast, { format: "pt", ...metadata });
@@ -394,23 +394,21 @@ function mergeLora(base: Weights, lora: Weights, scale: number): Weights {
   return out;
 }
 
-async function publish(
-  { recipe }: Context,
-  stage: Stage,
-  student: Student,
-  withLora: boolean,
-): Promise<void> {
+/** Writes a stage's files, unless they are there. The UNet comes last and says what it was made by. */
+async function publish(context: Context, stage: Stage, student: Student, withLora: boolean): Promise<void> {
+  const { recipe } = context;
   const last = stage.phases[stage.phases.length - 1];
   const options = { ...recipe, ...settingsOf(stage, student, last) };
   const suffix = student.prediction === "sample" ? "_x0" : "";
-  const path = (kind: string) => join(recipe.out, `${recipe.name}_${stage.to}step_${kind}.safetensors`);
+  const path = (kind: string) => join(recipe.out, `${recipe.name}_${stage.to}step${kind}.safetensors`);
+  const file = path(`_unet${suffix}`);
+  const origin = { "fewstep.recipe": phaseFingerprint(context, { stage, phase: last }) };
+  if (existsSync(file)) {
+    await using published = await SafetensorsFile.open(file);
+    if (published.metadata["fewstep.recipe"] === origin["fewstep.recipe"]) return;
+  }
   const unet = await student.unet();
-  await saveStudent(path(`unet${suffix}`), "unet", unet, options);
-  await saveCheckpoint(
-    join(recipe.out, `${recipe.name}_${stage.to}step${suffix}.safetensors`),
-    recipe.teacher,
-    unet,
-    options,
-  );
-  if (withLora && student.lora) await saveStudent(path("lora"), "lora", await student.lora(), options);
+  await saveCheckpoint(path(suffix), recipe.teacher, unet, options);
+  if (withLora && student.lora) await saveStudent(path("_lora"), "lora", await student.lora(), options);
+  await saveStudent(file, "unet", unet, options, origin);
 }

@@ -99,6 +99,7 @@ export function parseDistillRecipe(json: unknown, name = "recipe"): DistillRecip
 }
 
 function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undefined {
+  let rank: number | undefined; // of the LoRA that goes from stage to stage
   let simple = false; // whether the student predicts clean latents
   for (const [i, stage] of stages.entries()) {
     const { from, to, phases } = stage;
@@ -116,6 +117,9 @@ function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undef
       const size = phase.batch ?? batch;
       if (size % microBatch !== 0)
         return `${here}: batch ${size} is not a multiple of microBatch ${microBatch}`;
+      if (phase.lora && rank !== undefined && phase.lora !== rank)
+        return `${here}: a LoRA of rank ${phase.lora} cannot go on from one of rank ${rank}`;
+      rank = phase.lora ?? rank;
       if (phase.lora && j > 0 && !lora)
         return `${here}: a LoRA is trained before the whole network, not after`;
       lora = phase.lora !== undefined;

@@ -1,7 +1,7 @@
 /** @file A whole distillation on a tiny model: stages follow each other, killed anywhere it goes on exactly. */
 
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -135,7 +135,9 @@ test("files are named as SDXL-Lightning's, and say how they want to be sampled",
   expect(sdxl.info.defaults).toMatchObject({ steps: 2, guidance: 0, spacing: "trailing" });
   const [picture] = await sdxl.textToImage("a red bird", { seed: 1 });
   await using single = await SDXL.load(join(out, "lightning_2step.safetensors"));
-  expect((await single.textToImage("a red bird", { seed: 1 }))[0].data).toEqual(picture.data);
+  const [{ data }] = await single.textToImage("a red bird", { seed: 1 });
+  const off = data.map((v, i) => Math.abs(v - picture.data[i]));
+  expect(Math.max(...off)).toBeLessThanOrEqual(2); // in the one file all parts are float16
 });
 
 test("a LoRA on the base model is the network it was merged into", async () => {
@@ -176,7 +178,10 @@ test("killed in each phase and started again, it comes to the same losses and fi
 }, 300_000);
 
 test("a finished distillation is not done again; another recipe in its folder is refused", async () => {
+  const file = join(whole.recipe.out, "lightning_2step.safetensors");
+  const before = statSync(file).mtimeMs;
   expect(await steps(whole.recipe)).toEqual([]);
+  expect(statSync(file).mtimeMs).toBe(before);
   const other = recipe("whole", { seed: 2 });
   await expect(steps(other)).rejects.toThrow(
     /1-mse-lora was trained by another recipe; give a new output folder/,

@@ -52,6 +52,11 @@ describe("a recipe that cannot be trained is told why", () => {
       "stages.0.phases.1: a LoRA is trained before the whole network, not after",
     ],
     [
+      "LoRAs of two ranks",
+      [{ ...first, phases: [phase("mse", { lora: 4 }), phase("mse", { lora: 8 })] }],
+      "stages.0.phases.1: a LoRA of rank 8 cannot go on from one of rank 4",
+    ],
+    [
       "noise for no discriminator",
       [{ ...first, phases: [phase("mse", { renoise: noisy })] }],
       "stages.0.phases.0.renoise is for adversarial objectives; mse has no discriminator",
