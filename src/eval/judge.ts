@@ -44,6 +44,11 @@ export class Judge implements AsyncDisposable {
   static async load(folder: string): Promise<Judge> {
     const vision = clipVisionConfig(await readJson(join(folder, "image_encoder", "config.json")));
     const textConfig = clipTextConfig(await readJson(join(folder, "text_encoder_2", "config.json")));
+    if (vision.projection_dim !== textConfig.projection_dim)
+      throw new Error(
+        `${folder}: image_encoder projects to ${vision.projection_dim} features, text_encoder_2 to ` +
+          `${textConfig.projection_dim}; a judge needs towers that were trained together`,
+      );
     const tokenizer = await readTokenizer(join(folder, "tokenizer_2"));
     const B = symbol("B");
     const pixels = input("pixels", "float32", [B, vision.num_channels, vision.image_size, vision.image_size]);
