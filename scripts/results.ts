@@ -6,7 +6,7 @@
 
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { machine } from "../bench/machine.ts";
@@ -54,7 +54,7 @@ async function main(): Promise<void> {
   const notes = join(values.out, "results-notes.md");
   const page = [
     "# Results\n",
-    `Written by \`npx tsx scripts/results.ts\` from [${values.list}](../${values.list}), on ${machine()}. FD, patch FD and ` +
+    `Written by \`npx tsx scripts/results.ts\` from [${values.list}](${relative(values.out, values.list)}), on ${machine()}. FD, patch FD and ` +
       "CLIP score are those of `fewstep eval`; they compare models of this size under this judge with each other only. " +
       "The same prompts and seeds everywhere; lower is better but for CLIP score, R@5 and diversity.\n",
     ...sections,

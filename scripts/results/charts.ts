@@ -15,7 +15,7 @@ export interface Plot {
 /** Pixels; painted at twice the size. */
 const [WIDTH, HEIGHT] = [720, 400];
 
-/** Both axes logarithmic, so that 1, 2, 4 and 8 steps lie evenly. */
+/** The vertical axis is logarithmic; steps lie evenly. */
 export async function plot({ title, x, y, lines, level }: Plot): Promise<Uint8Array> {
   const chart = echarts.init(null, null, { renderer: "svg", ssr: true, width: WIDTH, height: HEIGHT });
   const values = lines.flatMap(({ points }) => points);
@@ -38,6 +38,7 @@ export async function plot({ title, x, y, lines, level }: Plot): Promise<Uint8Ar
     yAxis: {
       ...axis,
       type: "log",
+      logBase: 2,
       name: y,
       nameGap: 48,
       min: powerBelow(Math.min(...levels(values, level))),
@@ -72,8 +73,7 @@ function levels(values: readonly (readonly [number, number])[], level: Plot["lev
   return [...values.map(([, value]) => value), ...(level ? [level.value] : [])].filter((v) => v > 0);
 }
 
-/** 1, 2 or 5 times a power of ten, at most `value`. */
+/** Of two, where the axis has its ticks. */
 function powerBelow(value: number): number {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [5, 2, 1].map((m) => m * power).find((v) => v <= value) ?? power;
+  return 2 ** Math.floor(Math.log2(value));
 }

@@ -97,8 +97,10 @@ function plotsOf({ name }: Table, rows: readonly Done[]): (Plot & { name: string
     }
     return [...series].map(([name, points]) => ({ name, points }));
   };
-  const teacher = rows[0].measured.scores.teacher;
-  const level = (value?: number) => (value ? { name: "teacher, all its steps", value } : undefined);
+  const [{ measured: first }] = rows;
+  const teacher = first.scores.teacher;
+  const level = (value?: number) =>
+    value ? { name: `teacher, ${first.result.reference?.steps} steps`, value } : undefined;
   const plots = [
     {
       ...{ name: "fd-to-teacher", title: "FD to the teacher's pictures", x: "steps", y: "FD to teacher" },
