@@ -19,7 +19,7 @@ import { identities, section, type TableResult } from "./results/page.ts";
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
-      list: { type: "string", default: "recipes/bundled/results.json" },
+      list: { type: "string", default: "recipes/results.json" },
       out: { type: "string", default: "docs" },
       /** For results and for the teacher's pictures. */
       cache: { type: "string", default: "runs/results" },

@@ -1,11 +1,9 @@
 /** @file Recipes of distillation: defaults, and one sentence for what cannot be trained. */
 
-import { readdirSync } from "node:fs";
-import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
-import { parseDistillRecipe, planDistillation, readDistillRecipe } from "../../src/distill/index.ts";
+import { parseDistillRecipe, planDistillation } from "../../src/distill/index.ts";
 
 const learningRate = { peak: 1e-4 };
 const phase = (objective: string, changes: object = {}) => ({
@@ -90,16 +88,6 @@ describe("a recipe that cannot be trained is told why", () => {
   ])("%s", (_, stages, message) => {
     expect(() => parseDistillRecipe(recipe(stages), "r.json")).toThrow(message);
     expect(() => parseDistillRecipe(recipe(stages), "r.json")).toThrow(/^r\.json: /);
-  });
-});
-
-describe("the recipes of the bundled model", () => {
-  const folder = fileURLToPath(new URL("../../recipes/bundled", import.meta.url));
-  const names = ["lightning", "mse", "lcm", "lcm-lora"];
-  test.each(names)("%s is one", async (name) => {
-    expect(readdirSync(folder)).toContain(`${name}.json`);
-    const { stages } = await readDistillRecipe(join(folder, `${name}.json`));
-    expect(stages.length).toBeGreaterThan(0);
   });
 });
 

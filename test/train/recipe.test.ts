@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
+import { parseDistillRecipe } from "../../src/distill/index.ts";
 import { parseRecipe, type Recipe } from "../../src/train/index.ts";
 import { differences, fingerprint } from "../../src/train/recipe.ts";
 
@@ -120,10 +121,13 @@ describe("the fingerprint", () => {
   });
 });
 
-test.each(readdirSync(BUNDLED))(
-  "recipes/bundled/%s parses, and what is written down is the same recipe",
-  (name) => {
-    const recipe = parseRecipe(JSON.parse(readFileSync(join(BUNDLED, name), "utf8")), name);
-    expect(parseRecipe(JSON.parse(JSON.stringify(recipe)))).toEqual(recipe);
-  },
-);
+describe("what is written down of the bundled model's recipes is the same recipe", () => {
+  const bundled = readdirSync(BUNDLED).map((name) => {
+    return [name, JSON.parse(readFileSync(join(BUNDLED, name), "utf8"))] as const;
+  });
+  test.each(bundled)("%s", (name, json) => {
+    const parse = json.task === "distill" ? parseDistillRecipe : parseRecipe;
+    const recipe = parse(json, name);
+    expect(parse(JSON.parse(JSON.stringify(recipe)))).toEqual(recipe);
+  });
+});
