@@ -5,9 +5,9 @@ import { existsSync, statSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { type EvalResult, evaluate, fileHash, modelHash, type SetScores } from "../../src/eval/index.ts";
+import { type EvalResult, evaluate, modelHash, type SetScores } from "../../src/eval/index.ts";
 import { readJson, weightsFile } from "../../src/pipelines/index.ts";
-import { atomicWrite, version } from "../../src/platform/index.ts";
+import { atomicWrite, fileHash, version } from "../../src/platform/index.ts";
 import { SAMPLERS } from "../../src/samplers/index.ts";
 import type { Configuration, ResultsList, Table } from "./list.ts";
 

@@ -1,7 +1,8 @@
 /** @file The results as Markdown, with plots and contact sheets beside it. Nothing in it is written by hand. */
 
 import { join } from "node:path";
-import { fileHash, modelHash } from "../../src/eval/index.ts";
+import { modelHash } from "../../src/eval/index.ts";
+import { fileHash } from "../../src/platform/index.ts";
 import { type Plot, plot } from "./charts.ts";
 import type { ResultsList, Table } from "./list.ts";
 import type { Measured, Row } from "./measure.ts";

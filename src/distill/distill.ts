@@ -4,16 +4,13 @@
  * distillation that is stopped anywhere goes on exactly.
  */
 
-import { createHash } from "node:crypto";
-import { createReadStream, existsSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { pipeline } from "node:stream/promises";
 import { contactSheet } from "../data/index.ts";
-import { graph, input, parametersOf } from "../graph/index.ts";
-import { type UNetConfig, unet, unetConfig } from "../models/index.ts";
-import { rootScope } from "../nn/index.ts";
+import { parametersOf } from "../graph/index.ts";
+import { type UNetConfig, unetConfig } from "../models/index.ts";
 import {
   loadWeights,
   readConfig,
@@ -25,7 +22,7 @@ import {
   saveJson,
   weightsFile,
 } from "../pipelines/index.ts";
-import { atomicWrite } from "../platform/index.ts";
+import { atomicWrite, fileHash } from "../platform/index.ts";
 import { alphasCumprod, type PredictionType, schedulerConfig } from "../samplers/index.ts";
 import { castTensor, floats, type HostTensor } from "../tensor/index.ts";
 import {
@@ -38,6 +35,7 @@ import {
   openMaterial,
   type Progress,
   replicasFor,
+  unetLoss,
 } from "../train/index.ts";
 import { loadSafetensors, matchKeys, SafetensorsFile, saveLora, saveSafetensors } from "../weights/index.ts";
 import { DISCRIMINATOR } from "./lightning.ts";
@@ -115,8 +113,7 @@ async function openContext(recipe: DistillRecipe, options: DistillOptions): Prom
   const scheduler = await readConfig(join(teacher, "scheduler", "scheduler_config.json"), schedulerConfig);
   const index = await readJson(join(teacher, "model_index.json"));
   const load = async () => inFloat32(await loadWeights(folder));
-  const shapes = unetParameters(config).map((p) => [p.name, p.shape]);
-  matchKeys(weightsFile(folder), Object.fromEntries(shapes), await load());
+  matchKeys(weightsFile(folder), unetShapes(config), await load());
   const base: Student = { unet: load, prediction: scheduler.prediction_type };
   const source = { ...recipe, out, vae: join(teacher, "vae"), text: teacher };
   return {
@@ -132,24 +129,13 @@ async function openContext(recipe: DistillRecipe, options: DistillOptions): Prom
   };
 }
 
-async function fileHash(path: string): Promise<string> {
-  const hash = createHash("sha256");
-  await pipeline(createReadStream(path), hash);
-  return hash.digest("hex");
-}
-
-function unetParameters(config: UNetConfig): ReturnType<typeof parametersOf> {
+/** Keys and shapes of a UNet's weights. */
+function unetShapes(config: UNetConfig): Record<string, readonly number[]> {
   const side = 2 ** (config.block_out_channels.length - 1);
-  const ids = config.addition_time_embed_dim ?? 0;
-  const pooled = (config.projection_class_embeddings_input_dim ?? 0) - 6 * ids;
-  const prediction = unet(rootScope(), config, {
-    sample: input("sample", "float32", [1, config.in_channels, side, side]),
-    timestep: input("timestep", "float32", [1]),
-    encoderHiddenStates: input("hidden", "float32", [1, 1, config.cross_attention_dim]),
-    textEmbeds: input("pooled", "float32", [1, pooled]),
-    timeIds: input("time_ids", "float32", [1, 6]),
-  });
-  return parametersOf(graph({ prediction }));
+  const { addition_time_embed_dim: ids = 0, projection_class_embeddings_input_dim: width = 0 } = config;
+  const pooled = (width ?? 0) - 6 * (ids ?? 0);
+  const { loss } = unetLoss(config, { batch: 1, height: side, width: side, tokens: 1, pooled });
+  return Object.fromEntries(parametersOf([loss]).map((p) => [p.name, p.shape]));
 }
 
 function inFloat32(weights: Weights): Weights {
@@ -160,7 +146,7 @@ async function* runStage(context: Context, stage: Stage): AsyncGenerator<Distill
   const { recipe, students, options } = context;
   const teacher = students.get(stage.from)!;
   let student = teacher;
-  let adapter: number | undefined; // rank of the LoRA that this stage trained
+  let withLora = false;
   let before: string | undefined; // the discriminator goes through a stage, and starts again in the next
   for (const [i, phase] of stage.phases.entries()) {
     const { objective, lora } = phase;
@@ -182,11 +168,11 @@ async function* runStage(context: Context, stage: Stage): AsyncGenerator<Distill
           unet: async () => mergeLora(await context.base.unet(), await result(), recipe.loraAlpha),
         }
       : { ...student, prediction, unet: result };
-    adapter = lora ?? adapter;
+    withLora ||= lora !== undefined;
     before = folder;
   }
   students.set(stage.to, student);
-  if (stage.publish) await publish(context, stage, student, adapter !== undefined);
+  if (stage.publish) await publish(context, stage, student, withLora);
 }
 
 /** "8 to 4: conditional, LoRA of rank 16". */
@@ -196,7 +182,7 @@ export function phaseTitle({ from, to }: Stage, { objective, lora }: Phase): str
 
 /** Files of a finished phase. The student is written last: where it is, the phase is done. */
 const STUDENT = "student.safetensors";
-const JUDGE = "discriminator.safetensors";
+const DISCRIMINATOR_FILE = "discriminator.safetensors";
 
 interface PhaseRun {
   stage: Stage;
@@ -238,19 +224,32 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
   const training = fit(await jobOf(context, run), fitOptions);
   const watch = divergence(recipe.patience, folder);
   let step = await training.next();
-  for (; !step.done; step = await training.next()) {
-    watch(step.value);
-    yield step.value;
+  try {
+    for (; !step.done; step = await training.next()) {
+      watch(step.value);
+      yield step.value;
+    }
+  } finally {
+    if (!step.done) await training.return({}); // diverged, or nobody listens any more: the replicas end
   }
   if (options.signal?.aborted) return;
   const checkpoint = join(folder, "checkpoint.safetensors");
   const { tensors } = await loadSafetensors(checkpoint);
-  const isJudge = ([key]: [string, HostTensor]) => key.startsWith(DISCRIMINATOR);
-  const judge = Object.entries(tensors).filter(isJudge);
-  if (judge.length > 0) await saveSafetensors(join(folder, JUDGE), Object.fromEntries(judge));
-  const student = Object.entries(step.value).filter((entry) => !isJudge(entry));
-  await saveSafetensors(file, Object.fromEntries(student), { fingerprint });
+  const [discriminator] = split(tensors);
+  if (Object.keys(discriminator).length > 0)
+    await saveSafetensors(join(folder, DISCRIMINATOR_FILE), discriminator);
+  await saveSafetensors(file, split(step.value)[1], { fingerprint });
   await rm(checkpoint);
+}
+
+/** The discriminator's weights, and the others. */
+function split(weights: Weights): [Weights, Weights] {
+  const entries = Object.entries(weights);
+  const ofDiscriminator = ([key]: [string, HostTensor]) => key.startsWith(DISCRIMINATOR);
+  return [
+    Object.fromEntries(entries.filter(ofDiscriminator)),
+    Object.fromEntries(entries.filter((entry) => !ofDiscriminator(entry))),
+  ];
 }
 
 /** What decides the result of a phase: its own fields, those of all phases before it, and what they share. */
@@ -272,7 +271,7 @@ async function jobOf(context: Context, run: PhaseRun) {
   const { recipe, students, base } = context;
   const { stage, phase, student, folder, before } = run;
   const teacher = students.get(phase.teacher ?? stage.from)!;
-  const judge = before ? join(before, JUDGE) : "";
+  const earlier = before ? join(before, DISCRIMINATOR_FILE) : "";
   const weights = phase.lora ? await student.lora?.() : await student.unet();
   const job = phaseJob({
     ...context,
@@ -282,17 +281,14 @@ async function jobOf(context: Context, run: PhaseRun) {
     teacher: { weights: await teacher.unet(), prediction: teacher.prediction },
     student: { weights: weights ?? {}, prediction: student.prediction },
     base: await base.unet(),
-    discriminator: existsSync(judge) ? (await loadSafetensors(judge)).tensors : {},
+    discriminator: existsSync(earlier) ? (await loadSafetensors(earlier)).tensors : {},
     loraScale: recipe.loraAlpha,
   });
   const preview = async (averaged: Weights, step: number) => {
     const file = join(folder, "preview.safetensors");
-    const own = Object.entries(averaged).filter(([key]) => !key.startsWith(DISCRIMINATOR));
     const kind = phase.lora ? "lora" : "unet";
-    await saveStudent(file, kind, Object.fromEntries(own), {
-      ...recipe,
-      ...settingsOf(run.stage, student, phase),
-    });
+    const options = { ...recipe, ...settingsOf(stage, student, phase) };
+    await saveStudent(file, kind, split(averaged)[1], options);
     await atomicWrite(join(folder, `samples-${step}.png`), await sampleGrid(recipe, file, kind));
     await rm(file);
   };

@@ -3,7 +3,7 @@
 import { type BatchPlace, batchSampler } from "../data/index.ts";
 import type { UNetConfig } from "../models/index.ts";
 import { type Adapter, loraScope, rootScope } from "../nn/index.ts";
-import type { PredictionType } from "../samplers/index.ts";
+import { boundaryScalings, type PredictionType } from "../samplers/index.ts";
 import { type FloatTensor, floats, type Generator, type HostTensor } from "../tensor/index.ts";
 import {
   batchGenerator,
@@ -24,7 +24,7 @@ const ADAPTED =
   /(^|\.)(to_[qkv]|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2|conv[12]|conv_shortcut|(down|up)samplers\.0\.conv|time_emb_proj)$/;
 
 /** A LoRA of one rank on the modules of the paper. */
-export function lightningAdapter(rank: number, scale: number): Adapter {
+function lightningAdapter(rank: number, scale: number): Adapter {
   return { rank: (path) => (ADAPTED.test(path) ? rank : undefined), scale: () => scale };
 }
 
@@ -55,8 +55,29 @@ export interface PhaseOptions {
 }
 
 /** Steps of the teacher for one of the student. */
-export function teacherSteps({ from, to }: Stage, { objective, teacher = from }: Phase): number {
+function teacherSteps({ from, to }: Stage, { objective, teacher = from }: Phase): number {
   return objective === "convert" || objective === "lcm" ? 1 : teacher / to;
+}
+
+/** Who takes part in a phase and how, whatever its batches. A teacher that skips levels needs no guidance. */
+export function phaseSetting(
+  stage: Stage,
+  phase: Phase,
+  {
+    student,
+    teacher,
+    loraScale,
+  }: Pick<PhaseOptions, "loraScale"> & Record<"student" | "teacher", Pick<Participant, "prediction">>,
+): Omit<Setting, "config" | "batch"> {
+  const root = rootScope();
+  const scope = phase.lora ? loraScope(root, lightningAdapter(phase.lora, loraScale)) : root;
+  const { teacher: from = stage.from } = phase;
+  return {
+    student: { scope, prediction: student.prediction },
+    teacher: { scope: rootScope("teacher"), prediction: teacher.prediction },
+    steps: teacherSteps(stage, phase),
+    guidance: from === stage.from ? stage.guidance : 1,
+  };
 }
 
 /** The passes of an objective. */
@@ -73,29 +94,12 @@ export function passesOf(setting: Setting, { objective, renoise }: Phase): Pass[
 export function phaseJob(options: PhaseOptions): Job {
   const { config, stage, phase, material, teacher, student, base, discriminator, microBatch } = options;
   const { data, bank, scaleFactor, latents } = material;
-  const steps = teacherSteps(stage, phase);
-  const root = rootScope();
-  const scope = phase.lora ? loraScope(root, lightningAdapter(phase.lora, options.loraScale)) : root;
-  const guidance = phase.teacher === undefined ? stage.guidance : 1;
-  const [passes, ...variants] = data.buckets.map((bucket) =>
-    passesOf(
-      {
-        config,
-        student: { scope, prediction: student.prediction },
-        teacher: { scope: rootScope("teacher"), prediction: teacher.prediction },
-        steps,
-        guidance,
-        batch: {
-          batch: microBatch,
-          height: bucket.height / scaleFactor,
-          width: bucket.width / scaleFactor,
-          tokens: bank.tokens,
-          pooled: bank.pooledSize,
-        },
-      },
-      phase,
-    ),
-  );
+  const setting = phaseSetting(stage, phase, options);
+  const [passes, ...variants] = data.buckets.map((bucket) => {
+    const [height, width] = [bucket.height / scaleFactor, bucket.width / scaleFactor];
+    const batch = { batch: microBatch, height, width, tokens: bank.tokens, pooled: bank.pooledSize };
+    return passesOf({ ...setting, config, batch }, phase);
+  });
   const frozen = new Map(Object.entries(teacher.weights).map(([k, t]) => [`teacher.${k}`, t]));
   if (phase.lora) for (const [k, t] of Object.entries(base)) frozen.set(k, t);
   const sampler = batchSampler({
@@ -103,7 +107,7 @@ export function phaseJob(options: PhaseOptions): Job {
     batch: microBatch,
     seed: options.seed,
   });
-  const empty = guidance > 1 ? emptyPrompt(options) : {};
+  const empty = setting.guidance > 1 ? emptyPrompt(options) : {};
   return {
     passes,
     variants,
@@ -230,21 +234,21 @@ function noiseFeeds(
   };
 }
 
-/** c_skip and c_out of consistency models (Luo et al. 2023, with σ_data 0.5 and timesteps times ten). */
+/** c_skip and c_out of consistency models. */
 function boundaryFeeds(
   { timesteps }: { timesteps: FloatTensor },
   { objective }: Phase,
 ): Record<string, FloatTensor> {
   if (objective !== "lcm") return {};
-  const scaled = timesteps.data.map((t) => (10 * t) ** 2);
+  const scalings = Array.from(timesteps.data, boundaryScalings);
   return {
     skip: floats(
       timesteps.shape,
-      scaled.map((s) => 0.25 / (s + 0.25)),
+      scalings.map(({ skip }) => skip),
     ),
     out: floats(
       timesteps.shape,
-      scaled.map((s) => Math.sqrt(s / (s + 0.25))),
+      scalings.map(({ out }) => out),
     ),
   };
 }

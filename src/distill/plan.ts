@@ -4,14 +4,13 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { flopsOf, graph, input, isParameter, topological } from "../graph/index.ts";
 import { clipTextConfig, unetConfig, vaeConfig, vaeScaleFactor } from "../models/index.ts";
-import { loraScope, rootScope } from "../nn/index.ts";
 import { readConfig } from "../pipelines/index.ts";
 import { compile } from "../runtime/index.ts";
 import { sizeOf } from "../tensor/index.ts";
 import { adamw, type Pass, passGraph, replicasFor, trainedBy } from "../train/index.ts";
 import { phaseTitle } from "./distill.ts";
-import type { Setting } from "./lightning.ts";
-import { lightningAdapter, passesOf, teacherSteps } from "./phase.ts";
+import { DISCRIMINATOR, type Setting } from "./lightning.ts";
+import { passesOf, phaseSetting } from "./phase.ts";
 import type { DistillRecipe, Phase } from "./recipe.ts";
 
 export interface PhaseEstimate {
@@ -60,16 +59,10 @@ export async function planDistillation(
   const gflops = await matmulSpeed();
   const phases = stages.flatMap((stage) =>
     stage.phases.map((phase) => {
-      const root = rootScope();
+      const guess = { prediction: "epsilon" } as const; // all kinds cost the same
       const setting: Setting = {
+        ...phaseSetting(stage, phase, { student: guess, teacher: guess, loraScale: recipe.loraAlpha }),
         config,
-        student: {
-          scope: phase.lora ? loraScope(root, lightningAdapter(phase.lora, 1)) : root,
-          prediction: "epsilon",
-        },
-        teacher: { scope: rootScope("teacher"), prediction: "epsilon" },
-        steps: teacherSteps(stage, phase),
-        guidance: phase.teacher === undefined ? stage.guidance : 1,
         batch: {
           batch: recipe.microBatch,
           height: side,
@@ -143,7 +136,7 @@ function frozenOf(passes: readonly Pass[], { lora }: Phase): Map<string, number>
   const fixed = topological(roots).filter(isParameter);
   const stays = (key: string) =>
     key.startsWith("teacher.") ||
-    (lora !== undefined && !/\.lora_(up|down)\.weight$/.test(key) && !key.startsWith("discriminator."));
+    (lora !== undefined && !/\.lora_(up|down)\.weight$/.test(key) && !key.startsWith(DISCRIMINATOR));
   return new Map(
     fixed
       .map((v) => [v.attrs.name as string, sizeOf(v.shape as number[])] as const)

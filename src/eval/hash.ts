@@ -1,19 +1,13 @@
 /** @file Which files a number came from. */
 
-import { createHash, type Hash } from "node:crypto";
-import { createReadStream, existsSync, readdirSync, statSync } from "node:fs";
-import { basename, join } from "node:path";
+import { createHash } from "node:crypto";
+import { existsSync, readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
 import { readJson } from "../pipelines/index.ts";
+import { fileHash } from "../platform/index.ts";
 
 /** Folders of a model that decide its pictures. */
 const PARTS = ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"];
-
-/** SHA-256 of a file's content, in hexadecimal. */
-export async function fileHash(path: string): Promise<string> {
-  const hash = createHash("sha256");
-  await addFile(hash, path);
-  return hash.digest("hex");
-}
 
 /**
  * SHA-256 of what decides a model's pictures: of a checkpoint, or of all files in the component folders and of
@@ -29,12 +23,7 @@ export async function modelHash(model: string, parts: readonly string[] = PARTS)
     for (const name of readdirSync(join(model, part)).sort()) {
       const path = join(model, part, name);
       if (!statSync(path).isFile() || name.endsWith(".tmp")) continue;
-      hash.update(`\0${part}/${basename(path)}\0`);
-      await addFile(hash, path);
+      hash.update(`\0${part}/${name}\0${await fileHash(path)}`);
     }
   return hash.digest("hex");
-}
-
-async function addFile(hash: Hash, path: string): Promise<void> {
-  for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer);
 }

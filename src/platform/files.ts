@@ -1,9 +1,11 @@
 /** @file Files appear whole or not at all. */
 
-import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { createReadStream, existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { open, rename } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
+import { pipeline } from "node:stream/promises";
 
 /** Temporary files being written. */
 const unfinished = new Set<string>();
@@ -35,6 +37,13 @@ export async function atomicWrite(path: string, ...parts: readonly (Uint8Array |
   } finally {
     unfinished.delete(temporary);
   }
+}
+
+/** SHA-256 of a file's content, in hexadecimal. */
+export async function fileHash(path: string): Promise<string> {
+  const hash = createHash("sha256");
+  await pipeline(createReadStream(path), hash);
+  return hash.digest("hex");
 }
 
 /** Makes a folder and those above it. Node's `recursive` runs for ever where the system makes none, as in /proc. */

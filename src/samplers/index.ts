@@ -1,6 +1,6 @@
 import { ddim } from "./ddim.ts";
 import { euler } from "./euler.ts";
-import { lcm } from "./lcm.ts";
+import { boundaryScalings, lcm } from "./lcm.ts";
 import type { Sampler } from "./sampler.ts";
 
 export { initialNoise, type NoiseOptions, type NoiseRule, noiseStream, seedOf } from "./noise.ts";
@@ -22,7 +22,7 @@ export {
   type Spacing,
   schedulerConfig,
 } from "./schedule.ts";
-export { ddim, euler, lcm };
+export { boundaryScalings, ddim, euler, lcm };
 
 /** All samplers by name. */
 export const SAMPLERS: Readonly<Record<string, Sampler>> = { euler, ddim, lcm };

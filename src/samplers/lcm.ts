@@ -13,6 +13,13 @@ const ORIGINAL_STEPS = 50;
 const SIGMA_DATA = 0.5;
 const TIMESTEP_SCALING = 10;
 
+/** c_skip and c_out of a timestep, for x at unit variance: at 0 a consistency model is the identity. */
+export function boundaryScalings(timestep: number): { skip: number; out: number } {
+  const t = timestep * TIMESTEP_SCALING;
+  const variance = t ** 2 + SIGMA_DATA ** 2;
+  return { skip: SIGMA_DATA ** 2 / variance, out: t / Math.sqrt(variance) };
+}
+
 export const lcm: Sampler = {
   name: "lcm",
   title: "LCM",
@@ -38,14 +45,12 @@ export const lcm: Sampler = {
   /** Estimates the clean latents, and adds new noise for the next, smaller σ. */
   async *sample(denoise, x, { timesteps, sigmas, targets }, noise) {
     for (const [i, sigma] of sigmas.entries()) {
-      const t = timesteps[i] * TIMESTEP_SCALING;
-      // of x at unit variance
-      const skip = SIGMA_DATA ** 2 / (t ** 2 + SIGMA_DATA ** 2) / Math.sqrt(sigma ** 2 + 1);
-      const out = t / Math.sqrt(t ** 2 + SIGMA_DATA ** 2);
+      const { skip, out } = boundaryScalings(timesteps[i]);
+      const unit = skip / Math.sqrt(sigma ** 2 + 1); // brings x to unit variance
       const clean = await denoise(x, i);
       const denoised = floats(
         x.shape,
-        clean.data.map((v, j) => out * v + skip * x.data[j]),
+        clean.data.map((v, j) => out * v + unit * x.data[j]),
       );
       if (targets[i] > 0) {
         const { data } = noise();

@@ -13,4 +13,4 @@ export { fieldError, hashOf, parseRecipe, type Recipe, readRecipe, recipeFields 
 export { type TrainOptions, train } from "./run.ts";
 export { type StepGraph, type StepOptions, trainStep } from "./step.ts";
 export { batchGenerator, conditionFeeds } from "./tasks.ts";
-export type { UNetBatch } from "./unet.ts";
+export { type UNetBatch, unetLoss } from "./unet.ts";

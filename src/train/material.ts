@@ -1,11 +1,10 @@
 /** @file What training reads: a dataset, and through frozen components its latents and the encodings of its captions. */
 
-import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Dataset, latentCache, loadIcons, loadPictures, type Skipped } from "../data/index.ts";
 import { clipTextConfig, type UNetConfig, vaeConfig, vaeScaleFactor } from "../models/index.ts";
 import { loadWeights, normalizeLatents, readConfig, readTokenizer, weightsFile } from "../pipelines/index.ts";
+import { fileHash } from "../platform/index.ts";
 import type { FloatTensor, HostTensor } from "../tensor/index.ts";
 import type { Recipe } from "./recipe.ts";
 import { type CaptionBank, encodeCaptions, latentEncoder, promptEncoder } from "./tasks.ts";
@@ -84,19 +83,15 @@ export async function openMaterial(
 ): Promise<Material> {
   const { onPrepare = () => {} } = options;
   const vae = await readConfig(join(source.vae, "config.json"), vaeConfig);
-  const vaeFile = weightsFile(source.vae);
   const scaleFactor = vaeScaleFactor(vae);
   const step = scaleFactor * 2 ** (unet.block_out_channels.length - 1);
   const data = await openData(source.data, { task, step }, options);
   onPrepare("encoding the pictures");
   await using encoder = await latentEncoder(vae, new Map(Object.entries(await loadWeights(source.vae))));
-  const key = createHash("sha256")
-    .update(await readFile(vaeFile))
-    .digest("hex");
   const cache = await latentCache({
     dataset: data,
     encode: (pixels) => encoder.encode(pixels),
-    key,
+    key: await fileHash(weightsFile(source.vae)),
     folder: join(out, "latents"),
     batch: 16,
     onProgress: (done, total) => onPrepare("encoding the pictures", done, total),

@@ -50,20 +50,19 @@ const options: InferenceSession.SessionOptions = {
 };
 const create = (model: Uint8Array) => platform().InferenceSession.create(model, options);
 const update = await create(setup.update);
-const sessions = new Map<string, Promise<InferenceSession>[]>();
+const sessions = new Map<string, Promise<InferenceSession>>();
 // Passes of one shape are built at once; where there are many, each when it is first needed.
 const shapes = Object.keys(setup.models);
-if (shapes.length === 1) await Promise.all(sessionsOf(shapes[0]));
+if (shapes.length === 1) for (const i of setup.passes.keys()) await sessionOf(shapes[0], i);
 
-function sessionsOf(key: string): Promise<InferenceSession>[] {
-  let found = sessions.get(key);
-  if (!found) {
-    const models = setup.models[key];
-    if (!models) throw new Error(`no loss takes the inputs ${key}; there are ${shapes.join("; ")}`);
-    found = models.map(create);
-    sessions.set(key, found);
-  }
-  return found;
+/** Pass i for micro-batches of a shape. */
+function sessionOf(shape: string, i: number): Promise<InferenceSession> {
+  const models = setup.models[shape];
+  if (!models) throw new Error(`no loss takes the inputs ${shape}; there are ${shapes.join("; ")}`);
+  const key = `${i} ${shape}`;
+  const session = sessions.get(key) ?? create(models[i]);
+  sessions.set(key, session);
+  return session;
 }
 
 const parameterFeeds: Record<string, Tensor> = {};
@@ -75,13 +74,13 @@ for (const { name, shape, start, length } of setup.layout) {
 
 /** A micro-batch on its way through the passes. */
 interface MicroBatch {
-  key: string;
+  shape: string;
   feeds: Record<string, Tensor>;
 }
 
 function microBatch(feeds: Record<string, HostTensor>): MicroBatch {
   return {
-    key: signature(Object.entries(feeds).map(([name, t]) => [name, t.shape])),
+    shape: signature(Object.entries(feeds).map(([name, t]) => [name, t.shape])),
     feeds: Object.fromEntries(Object.entries(feeds).map(([k, t]) => [k, toOrt(t.data, t.shape, t.dtype)])),
   };
 }
@@ -92,7 +91,7 @@ async function runPass(i: number, batches: readonly MicroBatch[]): Promise<Recor
   const metrics: Record<string, number> = Object.fromEntries(Object.values(names).map((m) => [m, 0]));
   const sum = batches.length > 1 && end > start ? new Float32Array(end - start) : undefined;
   for (const batch of batches) {
-    const session = await sessionsOf(batch.key)[i];
+    const session = await sessionOf(batch.shape, i);
     const feeds = session.inputNames.map((name) => [name, batch.feeds[name] ?? parameterFeeds[name]]);
     const fetches = session.outputNames.map((name) => [name, gradientFetches[name] ?? null]);
     const out = await session.run(Object.fromEntries(feeds), Object.fromEntries(fetches));
@@ -179,8 +178,7 @@ function pull(which: readonly Chunk[]): void {
 parentPort!.on("message", async (message: StepRequest | "import" | "export" | "close") => {
   try {
     if (message === "close") {
-      const passes = await Promise.all([...sessions.values()].flat());
-      for (const session of [update, ...passes]) await session.release();
+      for (const session of [update, ...sessions.values()]) await (await session).release();
       parentPort!.close();
     } else if (message === "import") {
       pull(chunks);

@@ -188,6 +188,13 @@ test("a finished distillation is not done again; another recipe in its folder is
   );
 });
 
+test("whoever stops listening in the middle leaves no replica behind", async () => {
+  const replicas = () => process.getActiveResourcesInfo().filter((r) => /Worker|MessagePort/.test(r)).length;
+  const before = replicas();
+  for await (const _ of distill(recipe("left"), { replicas: 1 })) break;
+  expect(replicas()).toBe(before);
+}, 60_000);
+
 describe("a discriminator that is right about everything", () => {
   const progress = (step: number, accuracy: number) => ({
     ...{ step, steps: 9, loss: 5, gradNorm: 0, learningRate: 0, picturesPerSecond: 0, secondsLeft: 0 },

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import sharp from "sharp";
 import { graph, input, parametersOf } from "../../src/graph/index.ts";
-import { unet, unetConfig } from "../../src/models/index.ts";
+import { type UNetConfig, unet, unetConfig } from "../../src/models/index.ts";
 import { rootScope } from "../../src/nn/index.ts";
 import { saveComponent } from "../../src/pipelines/index.ts";
 import { Generator } from "../../src/tensor/index.ts";
@@ -13,17 +13,25 @@ import { initialValues } from "../../src/train/optimizer.ts";
 
 const TINY_SDXL = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
 
-const config = unetConfig({
+/** A UNet of two levels, with every kind of block. */
+export function tinyUNet(fields: object): UNetConfig {
+  return unetConfig({
+    block_out_channels: [4, 8],
+    down_block_types: ["DownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types: ["CrossAttnUpBlock2D", "UpBlock2D"],
+    layers_per_block: 1,
+    transformer_layers_per_block: 1,
+    attention_head_dim: 2,
+    norm_num_groups: 2,
+    addition_embed_type: "text_time",
+    ...fields,
+  });
+}
+
+/** Of the widths that the tiny model's text encoders have. */
+const config = tinyUNet({
   sample_size: 16,
-  block_out_channels: [4, 8],
-  down_block_types: ["DownBlock2D", "CrossAttnDownBlock2D"],
-  up_block_types: ["CrossAttnUpBlock2D", "UpBlock2D"],
-  layers_per_block: 1,
-  transformer_layers_per_block: 1,
-  attention_head_dim: 2,
-  norm_num_groups: 2,
   cross_attention_dim: 36,
-  addition_embed_type: "text_time",
   addition_time_embed_dim: 8,
   projection_class_embeddings_input_dim: 60,
 });

@@ -5,9 +5,10 @@ import { fileURLToPath } from "node:url";
 import { beforeEach, describe, expect, test } from "vitest";
 import "../../src/index.node.ts";
 import { bySeeds, draw, evaluationsOf, variedCaptions } from "../../src/eval/draw.ts";
-import { fileHash, modelHash } from "../../src/eval/index.ts";
+import { modelHash } from "../../src/eval/index.ts";
 import { Teacher } from "../../src/eval/teacher.ts";
 import { SDXL } from "../../src/pipelines/index.ts";
+import { fileHash } from "../../src/platform/index.ts";
 import { loadSafetensors, saveSafetensors } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
 
