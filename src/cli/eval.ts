@@ -42,7 +42,10 @@ export function evalCommand(program: Command): void {
     .option("--model <path>", "folder in diffusers layout, or checkpoint file (default: the bundled model)")
     .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
     .option("--lora <file[:strength]>", "adapter on the UNet; may be given more than once", collectLora)
-    .option("--judge <folder>", "model whose towers judge (default: the bundled model)")
+    .option(
+      "--judge <folder>",
+      "folder with the image and text tower that judge (default: the bundled model's)",
+    )
     .option("--data <folder>", "made by `fewstep data icons` (default: made in the cache folder)")
     .addOption(new Option("--split <name>", "(default: heldout-pair, and as much of train)").choices(SPLITS))
     .option("--steps <n>", "network evaluations (default: the model's)", wholeNumber(1, 1000))
@@ -90,7 +93,7 @@ async function evalModel(options: EvalOptions): Promise<void> {
       loras,
       sampler: sampler === undefined ? undefined : SAMPLERS[sampler],
       model: options.model ?? bundledModel(),
-      judge: options.judge ?? bundledModel(),
+      judge: options.judge ?? join(bundledModel(), "judge"),
       data,
       splits: split && [split],
       reference: options.reference ? { ...options.reference, cache } : undefined,

@@ -100,8 +100,8 @@ export function clipText(
   const width = config.hidden_size;
   const positions = e
     .at("position_embedding")
-    .param("weight", [config.max_position_embeddings, width], { kind: "normal", std: 0.02 });
-  const tokens = embedding(e.at("token_embedding"), ids, { count: config.vocab_size, width, std: 0.02 });
+    .param("weight", [config.max_position_embeddings, width], { kind: "normal", std: 0.2 });
+  const tokens = embedding(e.at("token_embedding"), ids, { count: config.vocab_size, width, std: 0.5 });
   const hiddenStates = encoder(p.at("encoder"), tokens.add(positions.slice(0, 0, T)), config, causalMask(T));
   const lastHiddenState = layerNorm(p.at("final_layer_norm"), hiddenStates[hiddenStates.length - 1], {
     eps: config.layer_norm_eps,

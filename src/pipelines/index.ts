@@ -5,6 +5,7 @@ export { GeneratedPicture, type PictureSettings } from "./picture.ts";
 export {
   copyComponent,
   copyTokenizer,
+  replaceWeights,
   SDXL_SCHEDULER,
   saveComponent,
   saveJson,

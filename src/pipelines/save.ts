@@ -76,6 +76,17 @@ export async function copyComponent(
   await saveComponent(to, className, { ...config, ...changes }, await loadWeights(from), dtype);
 }
 
+/** Other weights for a component that is there. */
+export async function replaceWeights(
+  folder: string,
+  tensors: Readonly<Record<string, HostTensor>>,
+  dtype: WeightsDType,
+): Promise<void> {
+  const { _class_name, architectures, ...config } = await readJson(join(folder, "config.json"));
+  const className = (_class_name as string | undefined) ?? (architectures as string[])[0];
+  await saveComponent(folder, className, config, tensors, dtype);
+}
+
 export async function copyTokenizer(from: string, to: string): Promise<void> {
   await saveTokenizer(to, await tokenizerFiles(from));
 }

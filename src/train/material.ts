@@ -7,7 +7,14 @@ import { loadWeights, normalizeLatents, readConfig, readTokenizer, weightsFile }
 import { fileHash } from "../platform/index.ts";
 import type { FloatTensor, HostTensor } from "../tensor/index.ts";
 import type { Recipe } from "./recipe.ts";
-import { type CaptionBank, encodeCaptions, latentEncoder, promptEncoder } from "./tasks.ts";
+import {
+  type CaptionBank,
+  encodeCaptions,
+  latentEncoder,
+  promptEncoder,
+  type TokenizerPair,
+} from "./tasks.ts";
+import type { TextConfigs } from "./unet.ts";
 
 export interface OpenOptions {
   /** Called with what is done before the first step. */
@@ -47,27 +54,19 @@ export async function openData(
   return pictures;
 }
 
-/** Where the material of a UNet comes from. */
-export interface MaterialSource {
+/** Where the pictures of a UNet come from. */
+export interface PictureSource {
   task: string;
   /** Folder of the run; latents are kept there. */
   out: string;
   data: Recipe["data"];
   /** Folder of the VAE. */
   vae: string;
-  /** Folder of the text encoders and tokenizers. */
-  text: string;
-  /** Random captions of every picture. */
-  captions: number;
-  seed: number;
 }
 
-/** What a UNet learns from. */
-export interface Material {
+/** Pictures as a UNet sees them. */
+export interface LatentPictures {
   data: Dataset;
-  bank: CaptionBank;
-  /** Encoding of the empty prompt, [1,T,D] and [1,P]. */
-  empty: Record<"hidden" | "pooled", FloatTensor>;
   /** Normalised latents of pictures of one bucket, [B,C,h,w]. */
   latents(indices: readonly number[]): Promise<FloatTensor>;
   /** Pixels per latent position. */
@@ -75,12 +74,12 @@ export interface Material {
   close(): Promise<void>;
 }
 
-/** Opens a dataset for a UNet; encodes its pictures (once for all runs in `out`) and captions. */
-export async function openMaterial(
-  { task, out, seed, captions, ...source }: MaterialSource,
+/** Opens a dataset for a UNet; encodes its pictures, once for all runs in `out`. */
+export async function openLatents(
+  { task, out, ...source }: PictureSource,
   unet: Pick<UNetConfig, "block_out_channels">,
   options: OpenOptions,
-): Promise<Material> {
+): Promise<LatentPictures> {
   const { onPrepare = () => {} } = options;
   const vae = await readConfig(join(source.vae, "config.json"), vaeConfig);
   const scaleFactor = vaeScaleFactor(vae);
@@ -96,27 +95,63 @@ export async function openMaterial(
     batch: 16,
     onProgress: (done, total) => onPrepare("encoding the pictures", done, total),
   });
-  onPrepare("encoding the captions");
-  const text = {
-    textEncoder: await readConfig(join(source.text, "text_encoder", "config.json"), clipTextConfig),
-    textEncoder2: await readConfig(join(source.text, "text_encoder_2", "config.json"), clipTextConfig),
-  };
-  const textWeights = new Map<string, HostTensor>();
-  for (const part of ["text_encoder", "text_encoder_2"])
-    for (const [k, t] of Object.entries(await loadWeights(join(source.text, part))))
-      textWeights.set(`${part}.${k}`, t);
-  const tokenizers = {
-    tokenizer: await readTokenizer(join(source.text, "tokenizer")),
-    tokenizer2: await readTokenizer(join(source.text, "tokenizer_2")),
-  };
-  await using prompts = await promptEncoder(text, textWeights, tokenizers);
-  const bank = await encodeCaptions(prompts, data, { perPicture: captions, seed: seed - 1 });
   return {
     data,
-    bank,
-    empty: await prompts.encode([""]),
     scaleFactor,
     latents: async (indices) => normalizeLatents(vae, await cache.latents(indices)),
     close: async () => cache[Symbol.asyncDispose](),
   };
+}
+
+/** Both text encoders of a folder: configs, weights with the component before their keys, tokenizers. */
+export interface TextEncoders {
+  configs: TextConfigs;
+  weights: Record<string, HostTensor>;
+  tokenizers: TokenizerPair;
+}
+
+export async function readTextEncoders(folder: string): Promise<TextEncoders> {
+  const weights: Record<string, HostTensor> = {};
+  const config = async (part: string) => {
+    for (const [k, t] of Object.entries(await loadWeights(join(folder, part)))) weights[`${part}.${k}`] = t;
+    return readConfig(join(folder, part, "config.json"), clipTextConfig);
+  };
+  return {
+    configs: { textEncoder: await config("text_encoder"), textEncoder2: await config("text_encoder_2") },
+    weights,
+    tokenizers: {
+      tokenizer: await readTokenizer(join(folder, "tokenizer")),
+      tokenizer2: await readTokenizer(join(folder, "tokenizer_2")),
+    },
+  };
+}
+
+export interface MaterialSource extends PictureSource {
+  /** Folder of the text encoders and tokenizers. */
+  text: string;
+  /** Random captions of every picture. */
+  captions: number;
+  seed: number;
+}
+
+/** What a UNet learns from when its text encoders stay as they are. */
+export interface Material extends LatentPictures {
+  bank: CaptionBank;
+  /** Encoding of the empty prompt, [1,T,D] and [1,P]. */
+  empty: Record<"hidden" | "pooled", FloatTensor>;
+}
+
+/** Opens a dataset for a UNet; encodes its pictures and captions. */
+export async function openMaterial(
+  source: MaterialSource,
+  unet: Pick<UNetConfig, "block_out_channels">,
+  options: OpenOptions,
+): Promise<Material> {
+  const pictures = await openLatents(source, unet, options);
+  options.onPrepare?.("encoding the captions");
+  const { configs, weights, tokenizers } = await readTextEncoders(source.text);
+  await using prompts = await promptEncoder(configs, new Map(Object.entries(weights)), tokenizers);
+  const caption = { perPicture: source.captions, seed: source.seed - 1 };
+  const bank = await encodeCaptions(prompts, pictures.data, caption);
+  return { ...pictures, bank, empty: await prompts.encode([""]) };
 }

@@ -124,7 +124,9 @@ const unet = z.strictObject({
   vae: z.string(),
   /** Folder with text_encoder, text_encoder_2, tokenizer and tokenizer_2. */
   text: z.string(),
-  /** Random captions of every picture, encoded once. */
+  /** Trains these text encoders with the UNet, as Rombach et al. 2022 did. */
+  trainTextEncoders: z.boolean().default(false),
+  /** Random captions of every picture, encoded once; a picture has a new one each time when the encoders are trained. */
   captions: count.default(6),
   /** Share of prompts dropped, for classifier-free guidance. */
   dropPrompt: fraction.default(0.1),

@@ -11,6 +11,7 @@ import {
   latentStatistics,
   loadWeights,
   readJson,
+  replaceWeights,
   SDXL,
   SDXL_SCHEDULER,
   saveComponent,
@@ -24,11 +25,18 @@ import type { FloatTensor, HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, trainBpe } from "../tokenizers/index.ts";
 import { matchKeys, SafetensorsFile } from "../weights/index.ts";
 import { fit, type Job, type Progress } from "./fit.ts";
-import { type OpenOptions, openData, openMaterial } from "./material.ts";
+import {
+  type Material,
+  type OpenOptions,
+  openData,
+  openLatents,
+  openMaterial,
+  readTextEncoders,
+} from "./material.ts";
 import { adamw } from "./optimizer.ts";
 import { replicasFor, trainedBy } from "./parallel.ts";
 import { differences, fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
-import { clipJob, latentEncoder, unetJob, vaeJob } from "./tasks.ts";
+import { clipJob, encodedPrompts, latentEncoder, trainedPrompts, unetJob, vaeJob } from "./tasks.ts";
 
 type Weights = Record<string, HostTensor>;
 
@@ -73,10 +81,6 @@ async function* run(
   { job, finish }: Task,
   { signal, onPrepare, replicas: most = availableParallelism() }: TrainOptions,
 ): AsyncGenerator<Progress, void> {
-  if ("start" in recipe && job.start) {
-    const needed = job.passes.flatMap((pass) => trainedBy(pass, job.frozen)).map((p) => [p.name, p.shape]);
-    matchKeys(`start ${recipe.start}`, Object.fromEntries(needed), job.start);
-  }
   await saveJson(join(recipe.out, "recipe.json"), recipe);
   const micro = recipe.batch / recipe.microBatch;
   const replicas = replicasFor(micro, most);
@@ -122,6 +126,10 @@ async function vaeTask(recipe: RecipeOf<"vae">, options: TrainOptions): Promise<
     ? new Map(Object.entries(start!).filter(([key]) => isEncoder(key)))
     : undefined;
   const job = vaeJob(config, data, { ...recipe, batch, seed, out, frozen });
+  if (start) {
+    const needed = job.passes.flatMap((pass) => trainedBy(pass)).map((p) => [p.name, p.shape]);
+    matchKeys(`start ${recipe.start}`, Object.fromEntries(needed), start);
+  }
   return {
     job: { ...job, start },
     finish: async (weights) => {
@@ -198,24 +206,25 @@ function under(weights: Weights, prefix: string): Weights {
 }
 
 async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promise<Task> {
-  const { config, out, seed, microBatch: batch, dropPrompt, minSnr, weighting } = recipe;
-  const material = await openMaterial(recipe, config, options);
-  const { data, bank, latents, scaleFactor } = material;
+  const { config, out, seed, microBatch: batch, dropPrompt, minSnr, weighting, dtype } = recipe;
+  const text = recipe.trainTextEncoders ? await readTextEncoders(recipe.text) : undefined;
+  const pictures = text
+    ? await openLatents(recipe, config, options)
+    : await openMaterial(recipe, config, options);
+  const { data, latents, scaleFactor } = pictures;
+  const prompts = text
+    ? trainedPrompts(data, text.configs, text.tokenizers)
+    : encodedPrompts(data, (pictures as Material).bank);
 
   const model = join(out, "model");
-  const saveParts = async () => {
-    for (const part of ["tokenizer", "tokenizer_2"])
-      await copyTokenizer(join(recipe.text, part), join(model, part));
-    for (const part of ["text_encoder", "text_encoder_2", "image_encoder"])
-      await copyComponent(join(recipe.text, part), join(model, part), recipe.dtype);
-    await copyComponent(recipe.vae, join(model, "vae"), recipe.dtype);
-    await saveJson(join(model, "scheduler", "scheduler_config.json"), SDXL_SCHEDULER);
-    await saveModelIndex(model, recipe.defaults);
+  await saveParts(recipe, model);
+  const saveNetworks = async (weights: Weights) => {
+    const all = { ...text?.weights, ...weights };
+    for (const part of text ? TEXT_ENCODERS : [])
+      await replaceWeights(join(model, part), under(all, `${part}.`), dtype);
+    await saveComponent(join(model, "unet"), "UNet2DConditionModel", config, unetWeights(weights), dtype);
   };
-  await saveParts();
-  const saveUNet = (weights: Weights) =>
-    saveComponent(join(model, "unet"), "UNet2DConditionModel", config, weights, recipe.dtype);
-  const job = unetJob(config, data, latents, bank, {
+  const job = unetJob(config, data, latents, prompts, {
     batch,
     seed,
     dropPrompt,
@@ -223,13 +232,41 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
     weighting,
     scaleFactor,
     alphasCumprod: alphasCumprod(schedulerConfig(SDXL_SCHEDULER)),
-    start: recipe.start ? await loadWeights(recipe.start) : undefined,
     preview: async (weights, step) => {
-      await saveUNet(weights);
+      await saveNetworks(weights);
       await atomicWrite(join(out, `samples-${step}.png`), await sampleGrid(model, recipe.prompts));
     },
   });
-  return { job, finish: saveUNet, close: material.close };
+  const needed = job.passes.flatMap((pass) => trainedBy(pass));
+  const start = { ...text?.weights, ...(recipe.start ? await loadWeights(recipe.start) : {}) };
+  if (recipe.start) {
+    const shapes = Object.fromEntries(needed.map((p) => [p.name, p.shape]));
+    matchKeys(`start ${recipe.start}`, unetWeights(shapes), unetWeights(start));
+  }
+  return { job: { ...job, start }, finish: saveNetworks, close: pictures.close };
+}
+
+const TEXT_ENCODERS = ["text_encoder", "text_encoder_2"] as const;
+/** Folder in a model of the towers that judge it. */
+const JUDGE = "judge";
+
+/** Entries of the UNet, whose keys have no prefix. */
+function unetWeights<T>(weights: Record<string, T>): Record<string, T> {
+  const entries = Object.entries(weights);
+  return Object.fromEntries(entries.filter(([k]) => !TEXT_ENCODERS.some((part) => k.startsWith(`${part}.`))));
+}
+
+/** The parts of a model that come from elsewhere, and what judges its pictures: the pair that saw them first. */
+async function saveParts({ text, vae, dtype, defaults }: RecipeOf<"unet">, model: string): Promise<void> {
+  for (const part of ["tokenizer", "tokenizer_2"]) await copyTokenizer(join(text, part), join(model, part));
+  for (const part of TEXT_ENCODERS) await copyComponent(join(text, part), join(model, part), dtype);
+  const judge = existsSync(join(text, JUDGE)) ? join(text, JUDGE) : text;
+  await copyTokenizer(join(judge, "tokenizer_2"), join(model, JUDGE, "tokenizer_2"));
+  for (const part of ["text_encoder_2", "image_encoder"])
+    await copyComponent(join(judge, part), join(model, JUDGE, part), dtype);
+  await copyComponent(vae, join(model, "vae"), dtype);
+  await saveJson(join(model, "scheduler", "scheduler_config.json"), SDXL_SCHEDULER);
+  await saveModelIndex(model, defaults);
 }
 
 /** One picture of each prompt, always with the same seeds. */

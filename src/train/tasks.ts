@@ -18,7 +18,17 @@ import type { ClipTokenizer } from "../tokenizers/index.ts";
 import { type ClipConfigs, clipLoss } from "./clip.ts";
 import type { Job } from "./fit.ts";
 import type { Loss } from "./parallel.ts";
-import { encodePrompt, noiseErrorWeight, type SnrWeighting, type TextConfigs, unetLoss } from "./unet.ts";
+import {
+  encodedPrompt,
+  encodePrompt,
+  noiseErrorWeight,
+  type Prompt,
+  type SnrWeighting,
+  type TextConfigs,
+  trainedPrompt,
+  type UNetBatch,
+  unetLoss,
+} from "./unet.ts";
 import { type VaeLossOptions, vaeLoss } from "./vae.ts";
 
 /** A generator for one micro-batch, so that every batch is known from its place alone. */
@@ -227,6 +237,14 @@ export async function encodeCaptions(
   return bank;
 }
 
+/** Sizes of pictures as a UNet is told them, [B,6]. */
+function timeIdsFeed(data: Dataset, indices: readonly number[]): FloatTensor {
+  return floats(
+    [indices.length, 6],
+    indices.flatMap((index) => data.timeIds(index)),
+  );
+}
+
 /** What a UNet is told of some pictures: a random caption of each (zeros, as SDXL's empty one, for a share), sizes. */
 export function conditionFeeds(
   { data, bank }: { data: Dataset; bank: CaptionBank },
@@ -237,9 +255,7 @@ export function conditionFeeds(
   const { hiddenSize, pooledSize, perPicture } = bank;
   const hidden = new Float32Array(indices.length * hiddenSize);
   const pooled = new Float32Array(indices.length * pooledSize);
-  const timeIds = floats([indices.length, 6]);
   for (const [b, index] of indices.entries()) {
-    timeIds.data.set(data.timeIds(index), b * 6);
     const row = index * perPicture + random.integer(perPicture);
     if (random.random() < dropPrompt) continue;
     hidden.set(bank.hidden.subarray(row * hiddenSize, (row + 1) * hiddenSize), b * hiddenSize);
@@ -248,7 +264,46 @@ export function conditionFeeds(
   return {
     hidden: floats([indices.length, bank.tokens, hiddenSize / bank.tokens], hidden),
     pooled: floats([indices.length, pooledSize], pooled),
-    time_ids: timeIds,
+    time_ids: timeIdsFeed(data, indices),
+  };
+}
+
+/** Where the prompts of a UNet's training come from. */
+export interface PromptSource {
+  /** Tokens of a prompt, and the width of its pooled embedding. */
+  tokens: number;
+  pooled: number;
+  /** What the network is given in a graph. */
+  prompt(config: UNetConfig, size: UNetBatch): Prompt;
+  /** The inputs of that for some pictures. */
+  feeds(indices: readonly number[], random: Generator, dropPrompt: number): Record<string, HostTensor>;
+}
+
+/** Captions that were encoded before. */
+export function encodedPrompts(data: Dataset, bank: CaptionBank): PromptSource {
+  return {
+    tokens: bank.tokens,
+    pooled: bank.pooledSize,
+    prompt: encodedPrompt,
+    feeds: (...at) => conditionFeeds({ data, bank }, ...at),
+  };
+}
+
+/** Captions through text encoders that are trained with the UNet; every use of a picture has a new one. */
+export function trainedPrompts(data: Dataset, configs: TextConfigs, tokenizers: TokenizerPair): PromptSource {
+  return {
+    tokens: configs.textEncoder.max_position_embeddings,
+    pooled: configs.textEncoder2.projection_dim,
+    prompt: (_, size) => trainedPrompt(configs, size),
+    feeds: (indices, random, dropPrompt) => {
+      const captions = indices.map((index) => data.caption(index, () => random.random()));
+      const keep = indices.map(() => (random.random() < dropPrompt ? 0 : 1));
+      return {
+        ...tokenFeeds(tokenizers, captions),
+        keep: floats([indices.length], keep),
+        time_ids: timeIdsFeed(data, indices),
+      };
+    },
   };
 }
 
@@ -275,19 +330,15 @@ export function unetJob(
   config: UNetConfig,
   data: Dataset,
   latents: (indices: readonly number[]) => Promise<FloatTensor>,
-  bank: CaptionBank,
+  prompts: PromptSource,
   options: UNetJobOptions,
 ): Job {
   const { batch, seed, dropPrompt, minSnr, weighting, alphasCumprod, scaleFactor } = options;
-  const [first, ...variants] = data.buckets.map((bucket) =>
-    unetLoss(config, {
-      batch,
-      height: bucket.height / scaleFactor,
-      width: bucket.width / scaleFactor,
-      tokens: bank.tokens,
-      pooled: bank.pooledSize,
-    }),
-  );
+  const [first, ...variants] = data.buckets.map((bucket) => {
+    const [height, width] = [bucket.height / scaleFactor, bucket.width / scaleFactor];
+    const size = { batch, height, width, tokens: prompts.tokens, pooled: prompts.pooled };
+    return unetLoss(config, size, prompts.prompt(config, size));
+  });
   const sampler = batches(data, batch, seed);
   return {
     ...singleLoss(first, variants),
@@ -314,8 +365,7 @@ export function unetJob(
         timestep.data[b] = t;
         weight.data[b] = noiseErrorWeight(alpha / (1 - alpha), minSnr, weighting);
       }
-      const conditions = conditionFeeds({ data, bank }, indices, g, dropPrompt);
-      return { sample, target, timestep, weight, ...conditions };
+      return { sample, target, timestep, weight, ...prompts.feeds(indices, g, dropPrompt) };
     },
   };
 }

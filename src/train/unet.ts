@@ -43,20 +43,45 @@ export interface UNetBatch {
   pooled: number;
 }
 
+/** What a UNet is told of a prompt: `hidden` [B,T,D] and `pooled` [B,P]. */
+export type Prompt = Record<"hidden" | "pooled", Value>;
+
+/** Prompts that were encoded before: inputs `hidden` and `pooled` (zeros drop the prompt, as SDXL's empty one). */
+export function encodedPrompt(config: UNetConfig, { batch, tokens, pooled }: UNetBatch): Prompt {
+  return {
+    hidden: input("hidden", "float32", [batch, tokens, config.cross_attention_dim]),
+    pooled: input("pooled", "float32", [batch, pooled]),
+  };
+}
+
 /**
- * Inputs: `sample` (noisy latents) and `target` [B,4,h,w], `timestep` [B], `hidden` [B,T,D] and `pooled` [B,P] from
- * `encodePrompt` (zeros drop the prompt, as SDXL's empty one), `time_ids` [B,6], `weight` [B] of each error.
+ * Prompts through encoders that are trained with the UNet, as Rombach et al. 2022 trained theirs. Inputs `ids`,
+ * `ids_2` int64 [B,T] and `end` int64 [B] are tokens; `keep` [B] is 0 where the prompt is dropped.
+ */
+export function trainedPrompt(configs: TextConfigs, { batch, tokens }: UNetBatch): Prompt {
+  const ids = (name: string) => input(name, "int64", [batch, tokens]);
+  const end = input("end", "int64", [batch]);
+  const { hidden, pooled } = encodePrompt(configs, { ids: ids("ids"), ids2: ids("ids_2"), end });
+  const keep = input("keep", "float32", [batch]);
+  return { hidden: hidden.mul(keep.reshape([batch, 1, 1])), pooled: pooled.mul(keep.reshape([batch, 1])) };
+}
+
+/**
+ * Inputs besides those of the prompt: `sample` (noisy latents) and `target` [B,4,h,w], `timestep` [B], `time_ids`
+ * [B,6], `weight` [B] of each error.
  */
 export function unetLoss(
   config: UNetConfig,
-  { batch, height, width, tokens, pooled }: UNetBatch,
+  size: UNetBatch,
+  { hidden, pooled }: Prompt = encodedPrompt(config, size),
 ): { loss: Value; metrics: Record<string, Value> } {
+  const { batch, height, width } = size;
   const shape = [batch, config.in_channels, height, width];
   const prediction = unet(rootScope(), config, {
     sample: input("sample", "float32", shape),
     timestep: input("timestep", "float32", [batch]),
-    encoderHiddenStates: input("hidden", "float32", [batch, tokens, config.cross_attention_dim]),
-    textEmbeds: input("pooled", "float32", [batch, pooled]),
+    encoderHiddenStates: hidden,
+    textEmbeds: pooled,
     timeIds: input("time_ids", "float32", [batch, 6]),
   });
   const error = prediction
