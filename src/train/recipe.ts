@@ -114,6 +114,10 @@ const clip = z.strictObject({
   maxLength: z.int().min(4).default(77),
   /** Largest shift of a picture, in pixels. */
   shift: z.int().min(0).default(3),
+  /** Deviation of fresh embeddings. When they are small, a short training tramples what tells words apart. */
+  embeddingStd: z
+    .strictObject({ tokens: z.number().positive(), positions: z.number().positive() })
+    .default({ tokens: 0.5, positions: 0.2 }),
 });
 
 const unet = z.strictObject({
@@ -124,6 +128,8 @@ const unet = z.strictObject({
   vae: z.string(),
   /** Folder with text_encoder, text_encoder_2, tokenizer and tokenizer_2. */
   text: z.string(),
+  /** Folder of the towers that judge the model, kept with it; default: those of `text`. */
+  judge: z.string().optional(),
   /** Trains these text encoders with the UNet, as Rombach et al. 2022 did. */
   trainTextEncoders: z.boolean().default(false),
   /** Random captions of every picture, encoded once; a picture has a new one each time when the encoders are trained. */
@@ -134,6 +140,14 @@ const unet = z.strictObject({
   minSnr: z.number().min(0).default(5),
   /** Weight of the clean estimate's error: the bounded ratio, or that and one. */
   weighting: z.enum(["snr", "snr+1"]).default("snr"),
+  /** Draws some timesteps more often: the last or first `portion` of them `multiplier` times as often as the others. */
+  timestepBias: z
+    .strictObject({
+      strategy: z.enum(["none", "earlier", "later"]).default("none"),
+      multiplier: z.number().positive().default(1),
+      portion: fraction.default(0.25),
+    })
+    .prefault({}),
   /** A UNet folder to start from, for fine-tuning. */
   start: z.string().optional(),
   /** What `generate` does when nothing is asked. */
@@ -196,6 +210,7 @@ const FREE = new Set([
   "dtype",
   "prompts",
   "defaults",
+  "judge",
 ]);
 
 /** What decides the finished steps of a run. */

@@ -161,7 +161,7 @@ async function clipTask(recipe: RecipeOf<"clip">, options: TrainOptions): Promis
     { task: recipe.task, step: recipe.image_encoder.patch_size, square: true },
     options,
   );
-  const { out, maxLength, image_encoder: vision, microBatch: batch, seed, shift } = recipe;
+  const { out, maxLength, image_encoder: vision, microBatch: batch, seed, shift, embeddingStd } = recipe;
   options.onPrepare?.("learning the vocabulary");
   const bpe = trainBpe(data.corpus(), recipe.vocabulary);
   await saveTokenizer(join(out, "tokenizer"), { ...bpe, maxLength });
@@ -191,7 +191,7 @@ async function clipTask(recipe: RecipeOf<"clip">, options: TrainOptions): Promis
     ["image_encoder", "CLIPVisionModelWithProjection", vision],
   ] as const;
   return {
-    job: clipJob(configs, data, { batch, seed, shift, tokenizers }),
+    job: clipJob(configs, data, { batch, seed, shift, embeddingStd, tokenizers }),
     finish: async (weights) => {
       for (const [part, className, config] of parts)
         await saveComponent(join(out, part), className, config, under(weights, `${part}.`), recipe.dtype);
@@ -206,7 +206,7 @@ function under(weights: Weights, prefix: string): Weights {
 }
 
 async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promise<Task> {
-  const { config, out, seed, microBatch: batch, dropPrompt, minSnr, weighting, dtype } = recipe;
+  const { config, out, seed, microBatch: batch, dropPrompt, minSnr, weighting, timestepBias, dtype } = recipe;
   const text = recipe.trainTextEncoders ? await readTextEncoders(recipe.text) : undefined;
   const pictures = text
     ? await openLatents(recipe, config, options)
@@ -230,6 +230,7 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
     dropPrompt,
     minSnr,
     weighting,
+    timestepBias,
     scaleFactor,
     alphasCumprod: alphasCumprod(schedulerConfig(SDXL_SCHEDULER)),
     preview: async (weights, step) => {
@@ -256,11 +257,13 @@ function unetWeights<T>(weights: Record<string, T>): Record<string, T> {
   return Object.fromEntries(entries.filter(([k]) => !TEXT_ENCODERS.some((part) => k.startsWith(`${part}.`))));
 }
 
-/** The parts of a model that come from elsewhere, and what judges its pictures: the pair that saw them first. */
-async function saveParts({ text, vae, dtype, defaults }: RecipeOf<"unet">, model: string): Promise<void> {
+/** The parts of a model that come from elsewhere, and what judges its pictures. */
+async function saveParts(recipe: RecipeOf<"unet">, model: string): Promise<void> {
+  const { text, vae, dtype, defaults } = recipe;
+  const ownJudge = join(text, JUDGE);
+  const judge = recipe.judge ?? (existsSync(ownJudge) ? ownJudge : text);
   for (const part of ["tokenizer", "tokenizer_2"]) await copyTokenizer(join(text, part), join(model, part));
   for (const part of TEXT_ENCODERS) await copyComponent(join(text, part), join(model, part), dtype);
-  const judge = existsSync(join(text, JUDGE)) ? join(text, JUDGE) : text;
   await copyTokenizer(join(judge, "tokenizer_2"), join(model, JUDGE, "tokenizer_2"));
   for (const part of ["text_encoder_2", "image_encoder"])
     await copyComponent(join(judge, part), join(model, JUDGE, part), dtype);

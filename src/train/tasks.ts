@@ -9,7 +9,14 @@ import {
   type Dataset,
 } from "../data/index.ts";
 import { graph, input, symbol } from "../graph/index.ts";
-import { type UNetConfig, type VaeConfig, vaeDecode, vaeEncode, vaeScaleFactor } from "../models/index.ts";
+import {
+  type EmbeddingStd,
+  type UNetConfig,
+  type VaeConfig,
+  vaeDecode,
+  vaeEncode,
+  vaeScaleFactor,
+} from "../models/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { atomicWrite, readPlanes } from "../platform/index.ts";
 import { compile } from "../runtime/index.ts";
@@ -19,12 +26,14 @@ import { type ClipConfigs, clipLoss } from "./clip.ts";
 import type { Job } from "./fit.ts";
 import type { Loss } from "./parallel.ts";
 import {
+  biasedPlace,
   encodedPrompt,
   encodePrompt,
   noiseErrorWeight,
   type Prompt,
   type SnrWeighting,
   type TextConfigs,
+  type TimestepBias,
   trainedPrompt,
   type UNetBatch,
   unetLoss,
@@ -132,18 +141,19 @@ export interface ClipJobOptions {
   seed: number;
   /** Largest shift of a picture, in pixels. */
   shift: number;
+  embeddingStd: EmbeddingStd;
   tokenizers: TokenizerPair;
 }
 
 export function clipJob(configs: ClipConfigs, data: Dataset, options: ClipJobOptions): Job {
-  const { batch, seed, shift, tokenizers } = options;
+  const { batch, seed, shift, embeddingStd, tokenizers } = options;
   const side = configs.vision.image_size;
   const [{ width, height }] = data.buckets;
   if (data.buckets.length > 1 || width !== side || height !== side)
     throw new Error(`the image encoder looks at ${side}×${side} pixels; the dataset has ${width}×${height}`);
   if (batch > data.length)
     throw new Error(`microBatch ${batch} is more than the ${data.length} pictures there are`);
-  const { loss, metrics } = clipLoss(configs, { batch });
+  const { loss, metrics } = clipLoss(configs, { batch, embeddingStd });
   const diagonal = floats([batch, batch]);
   for (let i = 0; i < batch; i++) diagonal.data[i * (batch + 1)] = 1;
   const sampler = batches(data, batch, seed); // without repetition: a picture twice would be its own rival
@@ -315,6 +325,7 @@ export interface UNetJobOptions {
   /** γ of min-SNR weighting (Hang et al. 2023); 0 for none. */
   minSnr: number;
   weighting: SnrWeighting;
+  timestepBias: TimestepBias;
   alphasCumprod: Float32Array;
   /** Pixels per latent position. */
   scaleFactor: number;
@@ -333,7 +344,7 @@ export function unetJob(
   prompts: PromptSource,
   options: UNetJobOptions,
 ): Job {
-  const { batch, seed, dropPrompt, minSnr, weighting, alphasCumprod, scaleFactor } = options;
+  const { batch, seed, dropPrompt, minSnr, weighting, timestepBias, alphasCumprod, scaleFactor } = options;
   const [first, ...variants] = data.buckets.map((bucket) => {
     const [height, width] = [bucket.height / scaleFactor, bucket.width / scaleFactor];
     const size = { batch, height, width, tokens: prompts.tokens, pooled: prompts.pooled };
@@ -357,7 +368,8 @@ export function unetJob(
       const offset = g.random();
       for (let b = 0; b < batch; b++) {
         // spread evenly, which makes the loss less noisy (Kingma et al. 2021, §4.3); pictures come in random order
-        const t = Math.floor(((b + offset) / batch) * alphasCumprod.length);
+        const place = biasedPlace((b + offset) / batch, timestepBias);
+        const t = Math.min(Math.floor(place * alphasCumprod.length), alphasCumprod.length - 1);
         const alpha = alphasCumprod[t];
         const [signal, noise] = [Math.sqrt(alpha), Math.sqrt(1 - alpha)];
         for (let i = b * n; i < (b + 1) * n; i++)

@@ -105,3 +105,22 @@ export function noiseErrorWeight(snr: number, gamma: number, weighting: SnrWeigh
   const bounded = gamma > 0 ? Math.min(snr, gamma) : snr;
   return (weighting === "snr+1" ? bounded + 1 : bounded) / snr;
 }
+
+/** Which timesteps are drawn more often, with the fields of diffusers' SDXL training script. */
+export interface TimestepBias {
+  strategy: "none" | "earlier" | "later";
+  multiplier: number;
+  portion: number;
+}
+
+/**
+ * The place in [0, 1) of a timestep, from 0 the cleanest, for an even number `u` in [0, 1): the inverse of a
+ * distribution that is even within the biased portion and within the rest.
+ */
+export function biasedPlace(u: number, { strategy, multiplier, portion }: TimestepBias): number {
+  if (strategy === "later") return 1 - biasedPlace(1 - u, { strategy: "earlier", multiplier, portion });
+  if (strategy === "none") return u;
+  const total = portion * multiplier + 1 - portion;
+  const share = (portion * multiplier) / total;
+  return u < share ? (u * total) / multiplier : portion + (u - share) * total;
+}
