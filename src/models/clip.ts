@@ -84,20 +84,11 @@ export interface ClipTextOutput {
   pooled: Value;
 }
 
-/** Deviation of fresh embeddings. CLIP has 0.02, for longer training. */
-export interface EmbeddingStd {
-  tokens: number;
-  positions: number;
-}
-
-const CLIP_STD: EmbeddingStd = { tokens: 0.02, positions: 0.02 };
-
 /** CLIPTextModel. ids int64 [B,T]; `end` int64 [B] is the position of the first end-of-text token. */
 export function clipText(
   scope: Scope,
   config: ClipTextConfig,
   { ids, end }: { ids: Value; end: Value },
-  std = CLIP_STD,
 ): ClipTextOutput {
   const p = scope.at("text_model");
   const T = ids.shape[1] as number;
@@ -109,12 +100,8 @@ export function clipText(
   const width = config.hidden_size;
   const positions = e
     .at("position_embedding")
-    .param("weight", [config.max_position_embeddings, width], { kind: "normal", std: std.positions });
-  const tokens = embedding(e.at("token_embedding"), ids, {
-    count: config.vocab_size,
-    width,
-    std: std.tokens,
-  });
+    .param("weight", [config.max_position_embeddings, width], { kind: "normal", std: 0.02 });
+  const tokens = embedding(e.at("token_embedding"), ids, { count: config.vocab_size, width, std: 0.02 });
   const hiddenStates = encoder(p.at("encoder"), tokens.add(positions.slice(0, 0, T)), config, causalMask(T));
   const lastHiddenState = layerNorm(p.at("final_layer_norm"), hiddenStates[hiddenStates.length - 1], {
     eps: config.layer_norm_eps,
@@ -127,9 +114,8 @@ export function clipTextWithProjection(
   scope: Scope,
   config: ClipTextConfig,
   inputs: { ids: Value; end: Value },
-  std = CLIP_STD,
 ): ClipTextOutput & { textEmbeds: Value } {
-  const out = clipText(scope, config, inputs, std);
+  const out = clipText(scope, config, inputs);
   return { ...out, textEmbeds: projection(scope.at("text_projection"), out.pooled, config) };
 }
 

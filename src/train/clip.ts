@@ -10,7 +10,6 @@ import {
   clipText,
   clipTextWithProjection,
   clipVision,
-  type EmbeddingStd,
 } from "../models/index.ts";
 import { linear, rootScope, type Scope } from "../nn/index.ts";
 import { logSoftmax } from "../ops/index.ts";
@@ -52,7 +51,7 @@ function temperature(p: Scope, name: string): Value {
  */
 export function clipLoss(
   configs: ClipConfigs,
-  { batch, embeddingStd }: { batch: number; embeddingStd: EmbeddingStd },
+  { batch }: { batch: number },
 ): { loss: Value; metrics: Record<string, Value> } {
   const { textEncoder, textEncoder2, vision } = configs;
   const root = rootScope();
@@ -61,19 +60,19 @@ export function clipLoss(
   const pixels = input("pixels", "float32", [batch, 3, vision.image_size, vision.image_size]);
   const diagonal = input("diagonal", "float32", [batch, batch]);
   const image = normalized(clipVision(root.at("image_encoder"), vision, pixels).imageEmbeds); // [B,P]
-  const ids = (name: string) => input(name, "int64", [batch, T]);
-  const first = clipText(root.at("text_encoder"), textEncoder, { ids: ids("ids"), end }, embeddingStd);
+  const first = clipText(root.at("text_encoder"), textEncoder, {
+    ids: input("ids", "int64", [batch, T]),
+    end,
+  });
   const aid = root.at("training");
   const projected = linear(aid.at("text_projection"), first.pooled, {
     out: vision.projection_dim,
     bias: false,
   });
-  const second = clipTextWithProjection(
-    root.at("text_encoder_2"),
-    textEncoder2,
-    { ids: ids("ids_2"), end },
-    embeddingStd,
-  );
+  const second = clipTextWithProjection(root.at("text_encoder_2"), textEncoder2, {
+    ids: input("ids_2", "int64", [batch, T]),
+    end,
+  });
   const losses = [projected, second.textEmbeds].map((text, i) => {
     const logits = image
       .matmul(normalized(text).transpose([1, 0]))

@@ -114,10 +114,6 @@ const clip = z.strictObject({
   maxLength: z.int().min(4).default(77),
   /** Largest shift of a picture, in pixels. */
   shift: z.int().min(0).default(3),
-  /** Deviation of fresh embeddings. When they are small, a short training tramples what tells words apart. */
-  embeddingStd: z
-    .strictObject({ tokens: z.number().positive(), positions: z.number().positive() })
-    .default({ tokens: 0.5, positions: 0.2 }),
 });
 
 const unet = z.strictObject({

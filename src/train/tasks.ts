@@ -9,14 +9,7 @@ import {
   type Dataset,
 } from "../data/index.ts";
 import { graph, input, symbol } from "../graph/index.ts";
-import {
-  type EmbeddingStd,
-  type UNetConfig,
-  type VaeConfig,
-  vaeDecode,
-  vaeEncode,
-  vaeScaleFactor,
-} from "../models/index.ts";
+import { type UNetConfig, type VaeConfig, vaeDecode, vaeEncode, vaeScaleFactor } from "../models/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { atomicWrite, readPlanes } from "../platform/index.ts";
 import { compile } from "../runtime/index.ts";
@@ -141,19 +134,18 @@ export interface ClipJobOptions {
   seed: number;
   /** Largest shift of a picture, in pixels. */
   shift: number;
-  embeddingStd: EmbeddingStd;
   tokenizers: TokenizerPair;
 }
 
 export function clipJob(configs: ClipConfigs, data: Dataset, options: ClipJobOptions): Job {
-  const { batch, seed, shift, embeddingStd, tokenizers } = options;
+  const { batch, seed, shift, tokenizers } = options;
   const side = configs.vision.image_size;
   const [{ width, height }] = data.buckets;
   if (data.buckets.length > 1 || width !== side || height !== side)
     throw new Error(`the image encoder looks at ${side}×${side} pixels; the dataset has ${width}×${height}`);
   if (batch > data.length)
     throw new Error(`microBatch ${batch} is more than the ${data.length} pictures there are`);
-  const { loss, metrics } = clipLoss(configs, { batch, embeddingStd });
+  const { loss, metrics } = clipLoss(configs, { batch });
   const diagonal = floats([batch, batch]);
   for (let i = 0; i < batch; i++) diagonal.data[i * (batch + 1)] = 1;
   const sampler = batches(data, batch, seed); // without repetition: a picture twice would be its own rival
