@@ -44,39 +44,46 @@ function temperature(p: Scope, name: string): Value {
     .reshape([]);
 }
 
+export interface ClipLossOptions {
+  batch: number;
+  /**
+   * Weight of finding a caption's picture among the batch by another caption of it, in each text encoder (as SimCSE,
+   * Gao et al. 2021, with two captions for two dropouts). Pictures alone tell few words apart: colours and outlines.
+   */
+  agreement: number;
+}
+
 /**
- * Inputs `pixels` [B,3,S,S], `ids` and `ids_2` int64 [B,T], `end` int64 [B] and `diagonal`, the identity [B,B].
+ * Inputs `pixels` [B,3,S,S], `ids` and `ids_2` int64 [B,T], `end` int64 [B] and `diagonal`, the identity [B,B]; with
+ * `agreement` also other captions of the pictures, `other_ids`, `other_ids_2` and `other_end`.
  * Keys are prefixed with text_encoder, text_encoder_2 and image_encoder; the projection of the first encoder
  * and the temperatures serve training only.
  */
 export function clipLoss(
   configs: ClipConfigs,
-  { batch }: { batch: number },
+  { batch, agreement }: ClipLossOptions,
 ): { loss: Value; metrics: Record<string, Value> } {
   const { textEncoder, textEncoder2, vision } = configs;
   const root = rootScope();
+  const aid = root.at("training");
   const T = textEncoder.max_position_embeddings;
-  const end = input("end", "int64", [batch]);
+  /** Unit embeddings [B,P] of the captions whose inputs have this prefix, by both encoders. */
+  const embed = (prefix: string): Value[] => {
+    const ids = (name: string) => input(`${prefix}${name}`, "int64", [batch, T]);
+    const end = input(`${prefix}end`, "int64", [batch]);
+    const { pooled } = clipText(root.at("text_encoder"), textEncoder, { ids: ids("ids"), end });
+    const out = vision.projection_dim;
+    const first = linear(aid.at("text_projection"), pooled, { out, bias: false });
+    const second = clipTextWithProjection(root.at("text_encoder_2"), textEncoder2, {
+      ids: ids("ids_2"),
+      end,
+    });
+    return [first, second.textEmbeds].map(normalized);
+  };
   const pixels = input("pixels", "float32", [batch, 3, vision.image_size, vision.image_size]);
   const diagonal = input("diagonal", "float32", [batch, batch]);
-  const image = normalized(clipVision(root.at("image_encoder"), vision, pixels).imageEmbeds); // [B,P]
-  const first = clipText(root.at("text_encoder"), textEncoder, {
-    ids: input("ids", "int64", [batch, T]),
-    end,
-  });
-  const aid = root.at("training");
-  const projected = linear(aid.at("text_projection"), first.pooled, {
-    out: vision.projection_dim,
-    bias: false,
-  });
-  const second = clipTextWithProjection(root.at("text_encoder_2"), textEncoder2, {
-    ids: input("ids_2", "int64", [batch, T]),
-    end,
-  });
-  const losses = [projected, second.textEmbeds].map((text, i) => {
-    const logits = image
-      .matmul(normalized(text).transpose([1, 0]))
-      .mul(temperature(aid, `logit_scale_${i + 1}`));
+  const match = (a: Value, b: Value, scale: string) => {
+    const logits = a.matmul(b.transpose([1, 0])).mul(temperature(aid, scale));
     const hit = logits
       .mul(diagonal)
       .sum([1])
@@ -84,9 +91,17 @@ export function clipLoss(
       .add(1e-6);
     const accuracy = hit.maximum(0).minimum(1e-6).mean().mul(1e6);
     return { loss: symmetricCrossEntropy(logits, diagonal), accuracy };
-  });
+  };
+  const image = normalized(clipVision(root.at("image_encoder"), vision, pixels).imageEmbeds); // [B,P]
+  const texts = embed("");
+  const [first, second] = texts.map((text, i) => match(image, text, `logit_scale_${i + 1}`));
+  const loss = first.loss.add(second.loss).mul(0.5);
+  const metrics = { accuracy_1: first.accuracy, accuracy_2: second.accuracy };
+  if (agreement === 0) return { loss, metrics };
+  const others = embed("other_");
+  const [one, two] = texts.map((text, i) => match(text, others[i], `agreement_scale_${i + 1}`));
   return {
-    loss: losses[0].loss.add(losses[1].loss).mul(0.5),
-    metrics: { accuracy_1: losses[0].accuracy, accuracy_2: losses[1].accuracy },
+    loss: loss.add(one.loss.add(two.loss).mul(0.5 * agreement)),
+    metrics: { ...metrics, agreement_1: one.accuracy, agreement_2: two.accuracy },
   };
 }

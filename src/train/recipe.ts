@@ -114,6 +114,8 @@ const clip = z.strictObject({
   maxLength: z.int().min(4).default(77),
   /** Largest shift of a picture, in pixels. */
   shift: z.int().min(0).default(3),
+  /** Weight of the agreement between captions of a picture, which keeps words apart that pictures do not. */
+  agreement: z.number().min(0).default(0),
 });
 
 const unet = z.strictObject({

@@ -161,7 +161,7 @@ async function clipTask(recipe: RecipeOf<"clip">, options: TrainOptions): Promis
     { task: recipe.task, step: recipe.image_encoder.patch_size, square: true },
     options,
   );
-  const { out, maxLength, image_encoder: vision, microBatch: batch, seed, shift } = recipe;
+  const { out, maxLength, image_encoder: vision, microBatch: batch, seed, shift, agreement } = recipe;
   options.onPrepare?.("learning the vocabulary");
   const bpe = trainBpe(data.corpus(), recipe.vocabulary);
   await saveTokenizer(join(out, "tokenizer"), { ...bpe, maxLength });
@@ -191,7 +191,7 @@ async function clipTask(recipe: RecipeOf<"clip">, options: TrainOptions): Promis
     ["image_encoder", "CLIPVisionModelWithProjection", vision],
   ] as const;
   return {
-    job: clipJob(configs, data, { batch, seed, shift, tokenizers }),
+    job: clipJob(configs, data, { batch, seed, shift, agreement, tokenizers }),
     finish: async (weights) => {
       for (const [part, className, config] of parts)
         await saveComponent(join(out, part), className, config, under(weights, `${part}.`), recipe.dtype);

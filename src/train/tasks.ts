@@ -134,18 +134,20 @@ export interface ClipJobOptions {
   seed: number;
   /** Largest shift of a picture, in pixels. */
   shift: number;
+  /** Weight of the agreement between captions of a picture. */
+  agreement: number;
   tokenizers: TokenizerPair;
 }
 
 export function clipJob(configs: ClipConfigs, data: Dataset, options: ClipJobOptions): Job {
-  const { batch, seed, shift, tokenizers } = options;
+  const { batch, seed, shift, agreement, tokenizers } = options;
   const side = configs.vision.image_size;
   const [{ width, height }] = data.buckets;
   if (data.buckets.length > 1 || width !== side || height !== side)
     throw new Error(`the image encoder looks at ${side}×${side} pixels; the dataset has ${width}×${height}`);
   if (batch > data.length)
     throw new Error(`microBatch ${batch} is more than the ${data.length} pictures there are`);
-  const { loss, metrics } = clipLoss(configs, { batch });
+  const { loss, metrics } = clipLoss(configs, { batch, agreement });
   const diagonal = floats([batch, batch]);
   for (let i = 0; i < batch; i++) diagonal.data[i * (batch + 1)] = 1;
   const sampler = batches(data, batch, seed); // without repetition: a picture twice would be its own rival
@@ -156,8 +158,15 @@ export function clipJob(configs: ClipConfigs, data: Dataset, options: ClipJobOpt
       const g = batchGenerator(seed, at);
       const { indices } = sampler.at(at);
       const pixels = shifted(await data.pixels(indices), shift, g);
-      const texts = indices.map((index) => data.caption(index, () => g.random()));
-      return { pixels, diagonal, ...tokenFeeds(tokenizers, texts) };
+      const captions = () =>
+        tokenFeeds(
+          tokenizers,
+          indices.map((index) => data.caption(index, () => g.random())),
+        );
+      const feeds = { pixels, diagonal, ...captions() };
+      if (agreement === 0) return feeds;
+      const others = Object.entries(captions()).map(([name, t]) => [`other_${name}`, t]);
+      return { ...feeds, ...Object.fromEntries(others) };
     },
   };
 }
