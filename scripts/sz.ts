@@ -17,7 +17,7 @@ const BUDGET: Record<string, number> = {
   onnx: 700,
   weights: 700,
   tokenizers: 200,
-  samplers: 450,
+  samplers: 550,
   runtime: 600,
   nn: 350,
   models: 850,

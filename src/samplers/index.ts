@@ -1,9 +1,10 @@
-import { ddim } from "./ddim.ts";
-import { euler } from "./euler.ts";
-import { boundaryScalings, lcm } from "./lcm.ts";
+import * as all from "./all.ts";
 import type { Sampler } from "./sampler.ts";
 
+export * from "./all.ts";
+export { boundaryScalings } from "./lcm.ts";
 export { initialNoise, type NoiseOptions, type NoiseRule, noiseStream, seedOf } from "./noise.ts";
+export { type Plan, SCHEDULES, type Schedule, scheduleTitle } from "./plan.ts";
 export {
   type Denoiser,
   guide,
@@ -14,7 +15,6 @@ export {
 } from "./sampler.ts";
 export {
   alphasCumprod,
-  type Plan,
   PREDICTION_TYPES,
   type PredictionType,
   type SchedulerConfig,
@@ -22,7 +22,8 @@ export {
   type Spacing,
   schedulerConfig,
 } from "./schedule.ts";
-export { boundaryScalings, ddim, euler, lcm };
 
 /** All samplers by name. */
-export const SAMPLERS: Readonly<Record<string, Sampler>> = { euler, ddim, lcm };
+export const SAMPLERS: Readonly<Record<string, Sampler>> = Object.fromEntries(
+  Object.values(all).map((sampler) => [sampler.name, sampler]),
+);

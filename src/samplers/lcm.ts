@@ -3,9 +3,9 @@
  * timesteps and boundary scalings of diffusers' LCMScheduler.
  */
 
-import { floats } from "../tensor/index.ts";
-import type { Sampler } from "./sampler.ts";
-import { alphasCumprod, sigmaOf } from "./schedule.ts";
+import { levelsOf, planOf } from "./plan.ts";
+import { mix, type Sampler, straightSteps } from "./sampler.ts";
+import type { SchedulerConfig } from "./schedule.ts";
 
 /** Steps of the solver that the model was distilled from; those of sampling are among them. */
 const ORIGINAL_STEPS = 50;
@@ -20,47 +20,31 @@ export function boundaryScalings(timestep: number): { skip: number; out: number 
   return { skip: SIGMA_DATA ** 2 / variance, out: t / Math.sqrt(variance) };
 }
 
+/** Descending, whatever the spacing: those of the distillation are not spaced as others are. */
+function distilledTimesteps({ num_train_timesteps: N }: SchedulerConfig, steps: number): number[] {
+  const count = Math.min(ORIGINAL_STEPS, N);
+  if (!Number.isInteger(steps) || steps < 1 || steps > count)
+    throw new Error(
+      `steps is ${steps}; the LCM and TCD samplers take a whole number from 1 to ${count}, or another schedule`,
+    );
+  const stride = Math.floor(N / count);
+  return Array.from({ length: steps }, (_, i) => (count - Math.floor((i * count) / steps)) * stride - 1);
+}
+
 export const lcm: Sampler = {
   name: "lcm",
   title: "LCM",
-  plan(config, steps) {
-    const { num_train_timesteps: N } = config;
-    const count = Math.min(ORIGINAL_STEPS, N);
-    if (!Number.isInteger(steps) || steps < 1 || steps > count)
-      throw new Error(`steps is ${steps}; the LCM sampler takes a whole number from 1 to ${count}`);
-    const stride = Math.floor(N / count);
-    const timesteps = Float32Array.from(
-      { length: steps },
-      (_, i) => (count - Math.floor((i * count) / steps)) * stride - 1,
-    );
-    const alphas = alphasCumprod(config);
-    const sigmas = timesteps.map((t) => sigmaOf(alphas[t]));
-    return {
-      timesteps,
-      sigmas,
-      targets: Float32Array.from([...sigmas.subarray(1), 0]),
-      initNoiseSigma: Math.sqrt(sigmas[0] ** 2 + 1),
-    };
+  plan(config, steps, schedule = config.timestep_spacing) {
+    const plan = planOf(levelsOf(config, steps, schedule, distilledTimesteps));
+    return { ...plan, downs: new Float32Array(steps) };
   },
   /** Estimates the clean latents, and adds new noise for the next, smaller σ. */
-  async *sample(denoise, x, { timesteps, sigmas, targets }, noise) {
-    for (const [i, sigma] of sigmas.entries()) {
-      const { skip, out } = boundaryScalings(timesteps[i]);
-      const unit = skip / Math.sqrt(sigma ** 2 + 1); // brings x to unit variance
-      const clean = await denoise(x, i);
-      const denoised = floats(
-        x.shape,
-        clean.data.map((v, j) => out * v + unit * x.data[j]),
-      );
-      if (targets[i] > 0) {
-        const { data } = noise();
-        x = floats(
-          x.shape,
-          denoised.data.map((v, j) => v + targets[i] * data[j]),
-        );
-      } else x = denoised;
-      yield { i, denoised };
-    }
-    return x;
+  sample(denoise, x, plan, noise) {
+    const consistent: typeof denoise = async (x, i) => {
+      const { skip, out } = boundaryScalings(plan.timesteps[i]);
+      const unit = skip / Math.hypot(plan.sigmas[i], 1); // brings x to unit variance
+      return mix([out, await denoise(x, i)], [unit, x]);
+    };
+    return straightSteps(consistent, x, plan, noise);
   },
 };

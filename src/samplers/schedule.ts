@@ -1,4 +1,4 @@
-/** @file The noise schedule of SDXL and its timesteps, in the arithmetic of diffusers' schedulers. */
+/** @file The noise schedule that a model was trained with, in the arithmetic of diffusers' schedulers. */
 
 import { z } from "zod";
 
@@ -69,46 +69,7 @@ function zeroTerminalSnr(alphas: Float32Array): Float32Array {
   return out;
 }
 
-/** Noise deviation relative to the signal: √((1 − ᾱ)/ᾱ). */
-export function sigmaOf(alphaCumprod: number): number {
-  return Math.sqrt((1 - alphaCumprod) / alphaCumprod);
-}
-
-/** What a sampler walks through. x = x₀ + σ·noise, in the convention of Karras et al. 2022. */
-export interface Plan {
-  /** Given to the network, from noise to picture, [steps]. */
-  timesteps: Float32Array;
-  /** σ at each timestep, [steps]. */
-  sigmas: Float32Array;
-  /** σ that each step goes to, [steps]. */
-  targets: Float32Array;
-  /** Unit noise is multiplied by this at the start. */
-  initNoiseSigma: number;
-}
-
-/**
- * Timesteps among 0 … N−1, descending; linspace ones may lie between. Halves round as in numpy, whose steps are
- * rounded before they are multiplied. For a few step counts, 61 the least, numpy's trailing ones end with a
- * superfluous −1, which is left out.
- */
-export function timestepsOf(config: SchedulerConfig, steps: number, spacing: Spacing): number[] {
-  const N = config.num_train_timesteps;
-  if (!Number.isInteger(steps) || steps < 1 || steps > N)
-    throw new Error(`steps is ${steps}; give a whole number from 1 to ${N}`);
-  const index = Array.from({ length: steps }, (_, i) => i);
-  if (spacing === "linspace") {
-    const step = (N - 1) / Math.max(1, steps - 1);
-    return index.map((i) => (i > 0 && i === steps - 1 ? N - 1 : i * step)).reverse();
-  }
-  if (spacing === "leading")
-    return index.map((i) => i * Math.floor(N / steps) + config.steps_offset).reverse();
-  const step = N - (N - N / steps);
-  return index.map((i) => roundHalfEven(N - i * step) - 1);
-}
-
-/** As numpy rounds. */
-export function roundHalfEven(x: number): number {
-  const floor = Math.floor(x);
-  if (x - floor !== 0.5) return Math.round(x);
-  return floor % 2 === 0 ? floor : floor + 1;
+/** Noise deviation relative to the signal, σ = √((1 − ᾱ)/ᾱ), of every training timestep, [num_train_timesteps]. */
+export function trainingSigmas(config: SchedulerConfig): Float32Array {
+  return alphasCumprod(config).map((a) => Math.sqrt((1 - a) / a));
 }
