@@ -17,6 +17,20 @@ export {
 } from "./pipelines/index.ts";
 export type { Picture } from "./platform/index.ts";
 export type { Device } from "./runtime/index.ts";
-export { ddim, euler, lcm, SAMPLERS, type Sampler } from "./samplers/index.ts";
+export {
+  ddim,
+  dpmpp2m,
+  dpmpp2mSde,
+  euler,
+  eulerAncestral,
+  heun,
+  lcm,
+  SAMPLERS,
+  type Sampler,
+  SCHEDULES,
+  type Schedule,
+  tcd,
+  uniPC,
+} from "./samplers/index.ts";
 export { type FloatTensor, type HostTensor, tensor } from "./tensor/index.ts";
 export { saveLora, saveSafetensors } from "./weights/index.ts";

@@ -62,7 +62,7 @@ export async function measure(configuration: Configuration, options: MeasureOpti
 
   const pictures: Measured["pictures"] = [];
   const result = await evaluate({
-    ...{ model, unet: network, loras, steps, guidance, spacing, count, onProgress },
+    ...{ model, unet: network, loras, steps, guidance, schedule: spacing, count, onProgress },
     ...{ judge: list.judge, data: list.data, splits: [table.split] },
     sampler: sampler === undefined ? undefined : SAMPLERS[sampler],
     reference: { ...reference, cache },

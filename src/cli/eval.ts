@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Split } from "../eval/index.ts";
-import { SAMPLERS, SPACINGS, type Spacing } from "../samplers/index.ts";
+import { SAMPLERS, SCHEDULES, type Schedule } from "../samplers/index.ts";
 import { cacheFolder } from "./data.ts";
 import { writableFolder } from "./files.ts";
 import { collectLora, numberFrom, wholeNumber } from "./options.ts";
@@ -19,7 +19,7 @@ interface EvalOptions {
   steps?: number;
   guidance?: number;
   sampler?: string;
-  spacing?: Spacing;
+  schedule?: Schedule;
   split?: Split;
   count?: number;
   reference: Reference | false;
@@ -51,7 +51,7 @@ export function evalCommand(program: Command): void {
     .option("--steps <n>", "network evaluations (default: the model's)", wholeNumber(1, 1000))
     .option("--guidance <scale>", "classifier-free guidance (default: the model's)", numberFrom(0))
     .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
-    .addOption(new Option("--spacing <name>", "of timesteps (default: the model's)").choices(SPACINGS))
+    .addOption(new Option("--schedule <name>", "(default: the model's)").choices(SCHEDULES))
     .option("--count <n>", "pictures of a split (default: all that are held out)", wholeNumber(2, 1e6))
     .addOption(
       new Option("--reference <steps[:guidance]>", "how the model's own UNet, the teacher, is sampled")
@@ -131,10 +131,10 @@ function table(result: Result): string {
     return cells.includes(undefined) ? [] : [name.padEnd(28) + cells.join("")];
   };
   const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
-  const { network, loras, steps, guidance, evaluations, sampler, spacing, reference, vae_psnr } = result;
+  const { network, loras, steps, guidance, evaluations, sampler, schedule, reference, vae_psnr } = result;
   const adapters = loras.map(({ name, strength }) => ` + ${name}:${strength}`).join("");
   return [
-    `${result.model}: ${network}${adapters}, ${sampler} (${spacing}), ${steps} steps, guidance ${guidance}: ` +
+    `${result.model}: ${network}${adapters}, ${sampler} (${schedule}), ${steps} steps, guidance ${guidance}: ` +
       `${evaluations} evaluations, ${(1000 * result.seconds_per_picture).toFixed(0)} ms a picture`,
     ...(reference
       ? [

@@ -4,7 +4,7 @@ import { randomInt } from "node:crypto";
 import process from "node:process";
 import { type Command, Option } from "commander";
 import type { GeneratedPicture } from "../pipelines/index.ts";
-import { SAMPLERS } from "../samplers/index.ts";
+import { SAMPLERS, SCHEDULES, type Schedule } from "../samplers/index.ts";
 import { UsageError } from "./errors.ts";
 import { outputTarget, picturePaths, type Target } from "./files.ts";
 import { collectLora, numberFrom, parseSeed, parseSize, type Size, wholeNumber } from "./options.ts";
@@ -14,11 +14,13 @@ import { DISPLAYS, type Display, detectDisplay, displayPicture } from "./termina
 interface GenerateOptions {
   steps?: number;
   guidance?: number;
+  guidanceRescale: number;
   negative: string;
   seed?: number | bigint;
   batch: number;
   size?: Size;
   sampler?: string;
+  schedule?: Schedule;
   model?: string;
   unet?: string;
   lora?: Record<string, number>;
@@ -36,11 +38,13 @@ export function generateCommand(program: Command): void {
     .argument("<prompt...>", "what the picture shows")
     .option("--steps <n>", "network evaluations (default: the model's)", wholeNumber(1, 1000))
     .option("--guidance <scale>", "classifier-free guidance; 1 is off (default: the model's)", numberFrom(0))
+    .option("--guidance-rescale <share>", "of the contrast that guidance may not change", numberFrom(0, 1), 0)
     .option("--negative <text>", "what the picture should not show", "")
     .option("--seed <n>", "of the noise; picture i of a batch takes seed + i (default: random)", parseSeed)
     .option("--batch <n>", "number of pictures", wholeNumber(1, 256), 1)
     .option("--size <WxH>", "pixels, one number for a square (default: the model's)", parseSize)
     .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
+    .addOption(new Option("--schedule <name>", "of noise levels (default: the model's)").choices(SCHEDULES))
     .option("--model <path>", "folder in diffusers layout, or checkpoint file (default: the bundled model)")
     .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
     .option("--lora <file[:strength]>", "adapter on the UNet; may be given more than once", collectLora)
@@ -56,7 +60,7 @@ export function generateCommand(program: Command): void {
 const library = () => import("../index.node.ts");
 
 async function generate(words: readonly string[], options: GenerateOptions): Promise<void> {
-  const { negative, device, batch, seed = randomInt(2 ** 32) } = options;
+  const { negative, device, batch, guidanceRescale, seed = randomInt(2 ** 32) } = options;
   const prompt = words.join(" ");
   const target = outputTarget(options.out);
   const progress = await startProgress(!options.json && !options.quiet);
@@ -68,12 +72,13 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     await using sdxl = await SDXL.load(folder, { device, unet, loras, steps: count });
     const { defaults } = sdxl.info;
     const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;
+    const { schedule = defaults.schedule } = options;
     const { width, height } = sizeFor(sdxl.info, options.size);
     const warnings = sdxl.warnings({ steps, guidance, negativePrompt: negative });
     if (!options.json && !options.quiet) for (const warning of warnings) console.error(`fewstep: ${warning}`);
     const onStep = (step: { i: number; total: number }): void =>
       progress.update("denoising", step.i + 1, step.total);
-    const settings = { steps, guidance, sampler, width, height };
+    const settings = { steps, guidance, guidanceRescale, sampler, schedule, width, height };
     const images = await sdxl.textToImage(prompt, {
       ...settings,
       sampler: SAMPLERS[sampler],

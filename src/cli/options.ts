@@ -16,12 +16,16 @@ export function wholeNumber(min: number, max: number): (text: string) => number 
   };
 }
 
-/** A number of at least `min`. */
-export function numberFrom(min: number): (text: string) => number {
+/** A number of at least `min`, and at most `max`. */
+export function numberFrom(min: number, max = Number.POSITIVE_INFINITY): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (text.trim() === "" || !Number.isFinite(value) || value < min)
-      throw new InvalidArgumentError(`Give a number of at least ${min}.`);
+    if (text.trim() === "" || !Number.isFinite(value) || value < min || value > max)
+      throw new InvalidArgumentError(
+        max === Number.POSITIVE_INFINITY
+          ? `Give a number of at least ${min}.`
+          : `Give a number from ${min} to ${max}.`,
+      );
     return value;
   };
 }

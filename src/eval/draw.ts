@@ -9,7 +9,7 @@ const VARIED = 16;
 const SEEDS = 4;
 
 /** How pictures are sampled; what is left out is the model's own. */
-export type Sampling = Pick<GenerateOptions, "steps" | "guidance" | "sampler" | "spacing">;
+export type Sampling = Pick<GenerateOptions, "steps" | "guidance" | "sampler" | "schedule">;
 
 export async function draw(
   sdxl: SDXL,
@@ -42,7 +42,10 @@ export function bySeeds<T>(pictures: readonly T[]): T[][] {
   return groups;
 }
 
-/** Network evaluations for one picture: guidance takes two a step. */
-export function evaluationsOf({ steps, guidance }: { steps: number; guidance: number }): number {
-  return steps * (guidance > 1 ? 2 : 1);
+/** Network evaluations for one picture: guidance doubles those of the sampler, by default one a step. */
+export function evaluationsOf(
+  { steps, guidance }: { steps: number; guidance: number },
+  sampler?: Sampling["sampler"],
+): number {
+  return (sampler?.evaluations?.(steps) ?? steps) * (guidance > 1 ? 2 : 1);
 }

@@ -44,7 +44,7 @@ export interface EvalResult extends Partial<Record<SetName, SetScores>> {
   steps: number;
   guidance: number;
   sampler: string;
-  spacing: string;
+  schedule: string;
   /** Of the network for one picture. */
   evaluations: number;
   seconds_per_picture: number;
@@ -69,7 +69,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
     );
   const { defaults } = sdxl.info;
   const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler } = options;
-  const spacing = options.spacing ?? defaults.spacing;
+  const schedule = options.schedule ?? defaults.schedule;
   options.onWarnings?.(sdxl.warnings({ steps, guidance }));
   await using teacher = options.reference && (await Teacher.load(options.model, options.reference));
 
@@ -95,7 +95,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
       await show(`${name}-teacher`, pictures);
       reference = { pictures, varied: bySeeds(await teacher.pictures(variedCaptions(captions), progress)) };
     }
-    const sampling = { steps, guidance, sampler, spacing };
+    const sampling = { steps, guidance, sampler, schedule };
     const started = performance.now();
     const made = await draw(sdxl, captions, sampling, progress);
     seconds += (performance.now() - started) / 1000;
@@ -112,8 +112,8 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
     steps,
     guidance,
     sampler: sampler.name,
-    spacing,
-    evaluations: evaluationsOf({ steps, guidance }),
+    schedule,
+    evaluations: evaluationsOf({ steps, guidance }, sampler),
     seconds_per_picture: seconds / sets.reduce((n, set) => n + set.captions.length, 0),
     ...(teacher && {
       reference: {

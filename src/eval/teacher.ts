@@ -73,9 +73,9 @@ export class Teacher implements AsyncDisposable {
 
   /** Of everything that decides the pictures. */
   private key(captions: readonly string[]): string {
-    const { sampler, spacing } = this.sdxl.info.defaults;
+    const { sampler, schedule } = this.sdxl.info.defaults;
     const { steps, guidance, identity } = this;
-    const parts = [FORMAT, version(), identity, steps, guidance, sampler.name, spacing, captions];
+    const parts = [FORMAT, version(), identity, steps, guidance, sampler.name, schedule, captions];
     return createHash("sha256").update(JSON.stringify(parts)).digest("hex").slice(0, 32);
   }
 

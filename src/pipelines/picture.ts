@@ -6,13 +6,17 @@ import { atomicWrite, encodePng, formatParameters, type Picture, version } from 
 export interface PictureSettings {
   prompt: string;
   negativePrompt: string;
-  /** Network evaluations with a prompt. */
+  /** Of the sampler. */
   steps: number;
   guidance: number;
+  /** φ; 0 is off. */
+  guidanceRescale?: number;
   /** Of the picture itself; under the batch rule "stream", of the whole batch. */
   seed: number | bigint;
   /** Title of the sampler. */
   sampler: string;
+  /** Title of the schedule of σ; undefined where timesteps are spaced as diffusers does. */
+  schedule?: string;
   /** Name of the model folder, or of the file with its UNet. */
   model: string;
   /** Adapters on the UNet. */
@@ -38,11 +42,14 @@ export class GeneratedPicture implements Picture {
 
   /** The settings as stable-diffusion-webui writes them. */
   get parameters(): string {
-    const { prompt, negativePrompt, steps, sampler, guidance, seed, model, loras = [] } = this.settings;
+    const { prompt, negativePrompt, steps, sampler, schedule, guidance, guidanceRescale } = this.settings;
+    const { seed, model, loras = [] } = this.settings;
     return formatParameters(prompt, negativePrompt, {
       Steps: steps,
       Sampler: sampler,
+      "Schedule type": schedule,
       "CFG scale": guidance,
+      "CFG Rescale": guidanceRescale || undefined,
       Seed: seed,
       Size: `${this.width}x${this.height}`,
       Model: model,

@@ -13,7 +13,8 @@ import {
   noiseStream,
   parameterize,
   type Sampler,
-  type Spacing,
+  type Schedule,
+  scheduleTitle,
   seedOf,
 } from "../samplers/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
@@ -30,25 +31,27 @@ export interface LoadOptions extends ComponentOptions {
 }
 
 export interface GenerateOptions {
-  /** Network evaluations with a prompt. Default: the model's. */
+  /** Of the sampler. Each evaluates the network once, those of Heun but the last twice. Default: the model's. */
   steps?: number;
   /** Classifier-free guidance (Ho & Salimans 2022); up to 1 it is off. Default: the model's. */
   guidance?: number;
+  /** φ of Lin et al. 2024: how far guidance leaves contrast as it was, 0 (default) to 1. */
+  guidanceRescale?: number;
   /** Default "": zeros where the model was trained with them. Has no effect without guidance. */
   negativePrompt?: string;
   /** Of torch's CPU generator, 0 to 2⁶⁴ − 1. Default 0. */
   seed?: number | bigint;
   /** Default 1. */
   batch?: number;
-  /** Whether picture i takes seed + i, or all come from one stream. Default "per-image". */
+  /** Whether picture i takes seed + i, or how all come from one seed. Default "per-image". */
   noiseRule?: NoiseRule;
   /** Pixels; default the model's size. */
   width?: number;
   height?: number;
   /** Default: the model's. */
   sampler?: Sampler;
-  /** Default: the model's. */
-  spacing?: Spacing;
+  /** Default: the spacing of the model's scheduler. */
+  schedule?: Schedule;
   /** Stops between steps. */
   signal?: AbortSignal;
   onStep?: (step: DenoiseStep) => void;
@@ -68,7 +71,7 @@ export interface ModelInfo {
   /** Pixels per latent position. */
   vaeScaleFactor: number;
   /** What pictures are made with where nothing else is asked. */
-  defaults: { steps: number; guidance: number; sampler: Sampler; spacing: Spacing };
+  defaults: { steps: number; guidance: number; sampler: Sampler; schedule: Schedule };
   /** Steps that the weights were distilled for, as their file says; undefined for others. */
   distilled?: number;
 }
@@ -90,6 +93,7 @@ interface Guidance {
   positive: Prompt;
   negative: Prompt;
   guidance: number;
+  rescale: number;
   /** Height and width in pixels. */
   size: readonly [number, number];
 }
@@ -126,7 +130,7 @@ export class SDXL implements AsyncDisposable {
     this.info = {
       sampleSize,
       vaeScaleFactor: vaeFactor,
-      defaults: { ...parts.usual, spacing: parts.scheduler.timestep_spacing },
+      defaults: { ...parts.usual, schedule: parts.scheduler.timestep_spacing },
       distilled: parts.distilled,
     };
   }
@@ -180,8 +184,10 @@ export class SDXL implements AsyncDisposable {
           negativePrompt,
           steps: rest.steps,
           guidance: rest.guidance,
-          seed: noiseRule === "stream" ? seed : seedOf(seed, i),
+          seed: noiseRule === "per-image" ? seedOf(seed, i) : seed,
+          guidanceRescale: rest.guidanceRescale,
           sampler: sampler.title,
+          schedule: scheduleTitle(rest.schedule),
           model: this.parts.name,
           loras: this.parts.loras.map(({ name, strength }) => ({ name, strength })),
         }),
@@ -194,7 +200,7 @@ export class SDXL implements AsyncDisposable {
     options: GenerateOptions = {},
   ): AsyncGenerator<DenoiseStep, FloatTensor> {
     const { steps, guidance, seed, noiseRule, negativePrompt, sampler, ...rest } = this.settings(options);
-    const { batch: each, signal, spacing } = rest;
+    const { batch: each, signal, schedule, guidanceRescale: rescale } = rest;
     const { width, height } = this.size(options);
     let started = performance.now();
     const prompts = [prompt].flat();
@@ -210,7 +216,7 @@ export class SDXL implements AsyncDisposable {
 
     const factor = this.info.vaeScaleFactor;
     const shape = [batch, this.parts.unet.in_channels, height / factor, width / factor];
-    const plan = sampler.plan(this.parts.scheduler, steps, spacing);
+    const plan = sampler.plan(this.parts.scheduler, steps, schedule);
     const noise = noiseStream({ seed, shape, rule: noiseRule });
     const x = floats(
       shape,
@@ -218,7 +224,13 @@ export class SDXL implements AsyncDisposable {
     );
     const network = (sample: FloatTensor, timestep: number) =>
       guidance > 1
-        ? this.evaluateGuided(sample, timestep, { positive, negative, guidance, size: [height, width] })
+        ? this.evaluateGuided(sample, timestep, {
+            positive,
+            negative,
+            guidance,
+            rescale,
+            size: [height, width],
+          })
         : this.evaluate(sample, timestep, positive, [height, width]);
     const denoise = parameterize(network, this.parts.scheduler.prediction_type, plan);
     const loop = sampler.sample(denoise, x, plan, noise);
@@ -283,7 +295,7 @@ export class SDXL implements AsyncDisposable {
   private async evaluateGuided(
     sample: FloatTensor,
     timestep: number,
-    { positive, negative, guidance, size }: Guidance,
+    { positive, negative, guidance, rescale, size }: Guidance,
   ): Promise<FloatTensor> {
     const prompt = {
       hidden: joined(negative.hidden, positive.hidden),
@@ -292,7 +304,7 @@ export class SDXL implements AsyncDisposable {
     const out = await this.evaluate(joined(sample, sample), timestep, prompt, size);
     const n = sample.data.length;
     const half = (from: number) => floats(sample.shape, out.data.subarray(from, from + n));
-    return guide(half(n), half(0), guidance);
+    return guide(half(n), half(0), guidance, rescale);
   }
 
   /** Options with their defaults. */
@@ -301,6 +313,7 @@ export class SDXL implements AsyncDisposable {
       batch: 1,
       seed: 0,
       noiseRule: "per-image" as const,
+      guidanceRescale: 0,
       negativePrompt: "",
     };
     return { ...defaults, ...this.info.defaults, ...defined(options) };

@@ -4,9 +4,10 @@ import { type FloatTensor, floats, Generator, sizeOf } from "../tensor/index.ts"
 
 /**
  * "per-image": picture i has a generator of its own with seed + i (AUTOMATIC1111, a list of generators in
- * diffusers). "stream": one generator fills the whole batch (ComfyUI, one generator in diffusers).
+ * diffusers). "stream": one generator fills the whole batch (one generator in diffusers). "comfyui": the same, but
+ * what samplers add comes from another one, with seed + 1.
  */
-export type NoiseRule = "per-image" | "stream";
+export type NoiseRule = "per-image" | "stream" | "comfyui";
 
 export interface NoiseOptions {
   /** Of torch's CPU generator, 0 to 2⁶⁴ − 1. */
@@ -23,9 +24,15 @@ export interface NoiseOptions {
  */
 export function noiseStream({ seed, shape, rule = "per-image" }: NoiseOptions): () => FloatTensor {
   const [B, ...rest] = shape;
-  if (rule === "stream") {
-    const generator = new Generator(seed);
-    return () => generator.randn(shape);
+  if (rule !== "per-image") {
+    const first = new Generator(seed);
+    const added = rule === "comfyui" ? new Generator(seedOf(seed, 1)) : first;
+    let generator = first;
+    return () => {
+      const noise = generator.randn(shape);
+      generator = added;
+      return noise;
+    };
   }
   const generators = Array.from({ length: B }, (_, b) => new Generator(seedOf(seed, b)));
   return () => {

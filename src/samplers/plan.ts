@@ -81,6 +81,8 @@ export function levelsOf(
   schedule: Schedule,
   spaced: (config: SchedulerConfig, steps: number, spacing: Spacing) => number[] = timestepsOf,
 ): Levels {
+  if (!SCHEDULES.includes(schedule))
+    throw new Error(`schedule is ${JSON.stringify(schedule)}; accepted are ${SCHEDULES.join(", ")}`);
   const all = trainingSigmas(config);
   if (isSpacing(schedule)) {
     const timesteps = Float32Array.from(spaced(config, steps, schedule));

@@ -152,7 +152,7 @@ describe("judged:", () => {
   test("what is not spoilt, against real pictures and the teacher's, which are kept", async () => {
     const result = await judged("--steps", "1", "--reference", "2:3", "--sheet", at("sheets"));
     expect(result).toMatchObject({
-      ...{ network: "tiny-sdxl", loras: [], steps: 1, guidance: 5, sampler: "euler", spacing: "leading" },
+      ...{ network: "tiny-sdxl", loras: [], steps: 1, guidance: 5, sampler: "euler", schedule: "leading" },
       evaluations: 2,
       reference: { steps: 2, guidance: 3, evaluations: 4 },
       heldout: { count: 2, teacher: { fd: expect.any(Number) } },
@@ -205,12 +205,12 @@ describe("judged:", () => {
         guidance: 1,
         evaluations: 2,
         sampler: "lcm",
-        spacing: "trailing",
+        schedule: "trailing",
       },
       seen: { count: 2 },
     });
-    const asked = await judged(...options, "--sampler", "euler", "--spacing", "linspace", "--steps", "1");
-    expect(asked).toMatchObject({ steps: 1, sampler: "euler", spacing: "linspace" });
+    const asked = await judged(...options, "--sampler", "euler", "--schedule", "linspace", "--steps", "1");
+    expect(asked).toMatchObject({ steps: 1, sampler: "euler", schedule: "linspace" });
   });
 });
 

@@ -143,7 +143,7 @@ test("files are named as SDXL-Lightning's, and say how they want to be sampled",
   const { metadata } = await loadSafetensors(join(out, "lightning_1step_unet_x0.safetensors"));
   expect(metadata).toMatchObject({ "fewstep.steps": "1", "fewstep.prediction_type": "sample" });
   await using sdxl = await SDXL.load(teacher, { unet: join(out, "lightning_2step_unet.safetensors") });
-  expect(sdxl.info.defaults).toMatchObject({ steps: 2, guidance: 0, spacing: "trailing" });
+  expect(sdxl.info.defaults).toMatchObject({ steps: 2, guidance: 0, schedule: "trailing" });
   const [picture] = await sdxl.textToImage("a red bird", { seed: 1 });
   await using single = await SDXL.load(join(out, "lightning_2step.safetensors"));
   const [{ data }] = await single.textToImage("a red bird", { seed: 1 });

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 TINY = GOLDENS / "tiny-sdxl"
 ROOT = Path(__file__).parents[2]
-FEW = {"guidance": 1, "steps": 4, "spacing": "trailing", "predictionType": "epsilon"}
+FEW = {"guidance": 1, "steps": 4, "schedule": "trailing", "predictionType": "epsilon"}
 SDXL_UNET = {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [5, 10, 20]}
 SDXL_VAE = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
 CALLS = {

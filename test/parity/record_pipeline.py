@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
     EulerDiscreteScheduler,
-    LCMScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from record_models import GOLDENS, UNET, perturbed, save, text_config
+from record_samplers import KINDS, OPTIONS
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
@@ -32,7 +31,7 @@ BUNDLED_CALLS = {
 }
 CALLS = {  # no "!", which diffusers reads as padding where it is the padding token
     "guided": {"prompt": "A red lighthouse, at dusk.", "guidance": 5, "seed": 3},
-    "plain": {"prompt": "the bird's tree 42", "guidance": 1, "seed": 2**33 + 5, "spacing": "trailing"},
+    "plain": {"prompt": "the bird's tree 42", "guidance": 1, "seed": 2**33 + 5, "schedule": "trailing"},
     "negative": {
         "prompt": "a fish under the boat",
         "negativePrompt": "blue light",
@@ -43,6 +42,24 @@ CALLS = {  # no "!", which diffusers reads as padding where it is the padding to
         "height": 64,
     },
     "ddim": {"prompt": "café light " * 12, "guidance": 3, "seed": 4, "sampler": "ddim"},
+    "rescaled": {
+        "prompt": "a blue bird",
+        "guidance": 7,
+        "guidanceRescale": 0.7,
+        "seed": 5,
+        "batch": 2,
+        "sampler": "dpmpp_2m",
+        "schedule": "karras",
+    },
+    "ancestral": {"prompt": "the boat's light", "guidance": 3, "seed": 6, "batch": 2, "sampler": "euler_ancestral"},
+    "stream": {
+        "prompt": "a fish",
+        "guidance": 1,
+        "seed": 7,
+        "batch": 2,
+        "noiseRule": "stream",
+        "sampler": "dpmpp_2m_sde",
+    },
 }
 
 
@@ -114,24 +131,30 @@ def tiny_pipeline(folder):
 
 def generate(pipeline, call):
     """Latents [B,4,h,w] and pictures [B,H,W,3]."""
-    kind = {"ddim": DDIMScheduler, "lcm": LCMScheduler}.get(call.get("sampler"), EulerDiscreteScheduler)
-    names = {"spacing": "timestep_spacing", "predictionType": "prediction_type"}
-    changes = {theirs: call[ours] for ours, theirs in names.items() if ours in call}
-    if kind is DDIMScheduler:
-        changes["clip_sample"] = False  # SDXL's setting, which the config of Euler does not hold
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **changes)
+    sampler = call.get("sampler", "euler")
+    changes = dict(OPTIONS.get(sampler, {}))  # of these, the config of Euler holds none
+    if call.get("schedule") == "karras":
+        changes["use_karras_sigmas"] = True
+    elif "schedule" in call:
+        changes["timestep_spacing"] = call["schedule"]
+    if "predictionType" in call:
+        changes["prediction_type"] = call["predictionType"]
+    pipeline.scheduler = KINDS[sampler].from_config(pipeline.scheduler.config, **changes)
     batch = call.get("batch", 1)
+    stream = call.get("noiseRule") == "stream"
 
     def run(output_type):
+        generators = [torch.Generator().manual_seed(call["seed"] + i) for i in range(batch)]
         return pipeline(
             prompt=call["prompt"],
             negative_prompt=call.get("negativePrompt"),
             guidance_scale=call["guidance"],
+            guidance_rescale=call.get("guidanceRescale", 0),
             num_inference_steps=call["steps"],
             num_images_per_prompt=batch,
             width=call.get("width"),
             height=call.get("height"),
-            generator=[torch.Generator().manual_seed(call["seed"] + i) for i in range(batch)],
+            generator=generators[0] if stream else generators,
             output_type=output_type,
         ).images
 

@@ -49,11 +49,11 @@ describe("a UNet file", () => {
     await using sdxl = await SDXL.load(TINY, { unet: at("four.safetensors"), threads: 1 });
     expect(sdxl.info).toMatchObject({
       distilled: 4,
-      defaults: { steps: 4, guidance: 1, spacing: "trailing", sampler: { name: "euler" } },
+      defaults: { steps: 4, guidance: 1, schedule: "trailing", sampler: { name: "euler" } },
     });
     const [made] = await sdxl.textToImage("apple");
     expect(made.settings).toMatchObject({ steps: 4, guidance: 1, model: "four" });
-    const asked = await picture({}, { steps: 4, guidance: 1, spacing: "trailing" });
+    const asked = await picture({}, { steps: 4, guidance: 1, schedule: "trailing" });
     await expect(picture({ unet: at("four.safetensors") }, {})).resolves.toEqual(asked);
   });
 
@@ -82,7 +82,7 @@ describe("a UNet file", () => {
     await saveSafetensors(at("sdxl_lightning_4step_unet.safetensors"), own);
     await using sdxl = await SDXL.load(TINY, { unet: at("sdxl_lightning_4step_unet.safetensors") });
     expect(sdxl.info.distilled).toBeUndefined();
-    expect(sdxl.info.defaults).toMatchObject({ steps: 30, guidance: 5, spacing: "leading" });
+    expect(sdxl.info.defaults).toMatchObject({ steps: 30, guidance: 5, schedule: "leading" });
   });
 });
 
@@ -260,11 +260,11 @@ describe("few-step weights of a model folder", () => {
     const model = await folder({ lightning: { default: 4, files } });
     const defaults = async (options: object) => {
       await using sdxl = await SDXL.load(model, options);
-      const { steps, guidance, spacing } = sdxl.info.defaults;
-      return { steps, guidance, spacing, distilled: sdxl.info.distilled };
+      const { steps, guidance, schedule } = sdxl.info.defaults;
+      return { steps, guidance, schedule, distilled: sdxl.info.distilled };
     };
-    const four = { steps: 4, guidance: 1, spacing: "trailing", distilled: 4 };
-    const teacher = { steps: 20, guidance: 3, spacing: "leading", distilled: undefined };
+    const four = { steps: 4, guidance: 1, schedule: "trailing", distilled: 4 };
+    const teacher = { steps: 20, guidance: 3, schedule: "leading", distilled: undefined };
     expect(await defaults({})).toEqual(four);
     expect(await defaults({ steps: 4 })).toEqual(four);
     expect(await defaults({ steps: 1 })).toEqual({ ...four, steps: 1, distilled: 1 });

@@ -21,7 +21,7 @@ test("a folder as one file makes the same pictures, with guidance and a negative
   await using sdxl = await SDXL.load(at("c.safetensors"));
   expect(sdxl.info).toMatchObject({
     distilled: undefined,
-    defaults: { steps: 30, guidance: 5, spacing: "leading" },
+    defaults: { steps: 30, guidance: 5, schedule: "leading" },
   });
 });
 
@@ -41,7 +41,10 @@ test("with another UNet and its settings", async () => {
   const expected = await picture({ unet: at("unet.safetensors") }, {});
   expect(await picture({}, {}, at("few.safetensors"))).toEqual(expected);
   await using sdxl = await SDXL.load(at("few.safetensors"));
-  expect(sdxl.info).toMatchObject({ distilled: 2, defaults: { steps: 2, guidance: 1, spacing: "trailing" } });
+  expect(sdxl.info).toMatchObject({
+    distilled: 2,
+    defaults: { steps: 2, guidance: 1, schedule: "trailing" },
+  });
   const [made] = await sdxl.textToImage("apple");
   expect(made.settings.model).toBe("few");
   // Another UNet instead: the file's own settings are not its.
