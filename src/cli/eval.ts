@@ -48,7 +48,7 @@ export function evalCommand(program: Command): void {
     )
     .option("--data <folder>", "made by `fewstep data icons` (default: made in the cache folder)")
     .addOption(new Option("--split <name>", "(default: heldout-pair, and as much of train)").choices(SPLITS))
-    .option("--steps <n>", "network evaluations (default: the model's)", wholeNumber(1, 1000))
+    .option("--steps <n>", "of the sampler (default: the model's)", wholeNumber(1, 1000))
     .option("--guidance <scale>", "classifier-free guidance (default: the model's)", numberFrom(0))
     .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
     .addOption(new Option("--schedule <name>", "(default: the model's)").choices(SCHEDULES))

@@ -36,9 +36,14 @@ export function generateCommand(program: Command): void {
     .command("generate")
     .description("make pictures from a sentence")
     .argument("<prompt...>", "what the picture shows")
-    .option("--steps <n>", "network evaluations (default: the model's)", wholeNumber(1, 1000))
+    .option("--steps <n>", "of the sampler (default: the model's)", wholeNumber(1, 1000))
     .option("--guidance <scale>", "classifier-free guidance; 1 is off (default: the model's)", numberFrom(0))
-    .option("--guidance-rescale <share>", "of the contrast that guidance may not change", numberFrom(0, 1), 0)
+    .option(
+      "--guidance-rescale <share>",
+      "how much contrast of guidance to take back, 0 to 1",
+      numberFrom(0, 1),
+      0,
+    )
     .option("--negative <text>", "what the picture should not show", "")
     .option("--seed <n>", "of the noise; picture i of a batch takes seed + i (default: random)", parseSeed)
     .option("--batch <n>", "number of pictures", wholeNumber(1, 256), 1)

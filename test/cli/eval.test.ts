@@ -125,7 +125,12 @@ describe("refused:", () => {
       /'0' is invalid. Give steps from 1 to 1000, or steps and/,
     ],
     ["guidance that is no number", ["--reference", "32:x"], /'32:x' is invalid. Give steps from 1 to 1000/],
-    ["an unknown sampler", ["--sampler", "heun"], /'heun' is invalid. Allowed choices are euler, ddim, lcm/],
+    [
+      "an unknown sampler",
+      ["--sampler", "eular"],
+      /'eular' is invalid. Allowed choices are ddim, dpmpp_2m, /,
+    ],
+    ["an unknown schedule", ["--schedule", "cosine"], /'cosine' is invalid. Allowed choices are linspace, /],
     ["no such UNet", ["--unet", "none.safetensors"], /none.safetensors: no such file$/m],
     ["no such LoRA", ["--lora", "none.safetensors:0.5"], /none.safetensors: no such file$/m],
     [

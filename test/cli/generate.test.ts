@@ -40,6 +40,31 @@ test("step counts that make no picture are refused", async () => {
     expectRefusal(result, `'${counts[i]}' is invalid. Give a whole number from 1 to 1000.`);
 });
 
+test("samplers and schedules, and what the picture says of them", async () => {
+  const more = ["--sampler", "dpmpp_2m_sde", "--schedule", "karras", "--guidance-rescale", "0.7", "--json"];
+  const { code, stdout } = await generate("--steps", "3", ...more);
+  const said = { sampler: "dpmpp_2m_sde", schedule: "karras", guidanceRescale: 0.7, steps: 3 };
+  expect({ code, ...JSON.parse(stdout) }).toMatchObject({ code: 0, ...said });
+  const info = await fewstep(["info", at("a.png")]);
+  expect(info.stdout).toMatch(/DPM\+\+ 2M SDE[\s\S]*Karras/);
+});
+
+test("unknown samplers and schedules are refused, with those that there are", async () => {
+  const [sampler, schedule, rescale, few] = await Promise.all([
+    generate("--sampler", "eular"),
+    generate("--schedule", "cosine"),
+    generate("--guidance-rescale", "2"),
+    generate("--sampler", "lcm", "--steps", "51"),
+  ]);
+  expectRefusal(sampler, /'eular' is invalid. Allowed choices are ddim, dpmpp_2m, .*euler, .*uni_pc\.$/m);
+  expectRefusal(schedule, /'cosine' is invalid. Allowed choices are linspace, .*karras, exponential\.$/m);
+  expectRefusal(rescale, "'2' is invalid. Give a number from 0 to 1.");
+  expectRefusal(
+    few,
+    /steps is 51; the LCM and TCD samplers take a whole number from 1 to 50, or another sch/,
+  );
+});
+
 test("sizes that no network can make are refused", async () => {
   const sizes: [string, RegExp][] = [
     ["0", /'0' is invalid. Give pixels/],

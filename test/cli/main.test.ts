@@ -25,7 +25,7 @@ describe("bad input: one sentence on stderr, exit code 2", () => {
     ["seed", ["generate", "x", "--seed", "-1"], /--seed.*from 0 to 18446744073709551615/],
     ["guidance", ["generate", "x", "--guidance", "high"], /--guidance.*'high'.*at least 0/],
     ["size", ["generate", "x", "--size", "big"], /--size.*'big'.*pixels/],
-    ["sampler", ["generate", "x", "--sampler", "eular"], /Allowed choices are euler, ddim, lcm/],
+    ["sampler", ["generate", "x", "--sampler", "eular"], /Allowed choices are ddim, dpmpp_2m, /],
     ["output", ["generate", "x", "--out", "apple.gif"], /--out apple.gif: fewstep writes PNG/],
     ["no file", ["info", "nowhere.png"], /nowhere.png: no such file or folder/],
     ["other file", ["info", "package.json"], /package.json: neither a PNG picture, nor/],

@@ -9,6 +9,7 @@ import { modelHash } from "../../src/eval/index.ts";
 import { Teacher } from "../../src/eval/teacher.ts";
 import { SDXL } from "../../src/pipelines/index.ts";
 import { fileHash } from "../../src/platform/index.ts";
+import { heun } from "../../src/samplers/index.ts";
 import { loadSafetensors, saveSafetensors } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
 
@@ -130,6 +131,7 @@ test("diversity is measured on some captions, evenly spread, with four seeds eac
 test("guidance takes two evaluations a step", () => {
   expect(evaluationsOf({ steps: 32, guidance: 4 })).toBe(64);
   expect(evaluationsOf({ steps: 4, guidance: 1 })).toBe(4);
+  expect(evaluationsOf({ steps: 4, guidance: 2 }, heun)).toBe(14);
 });
 
 test("a model's hash is that of what decides its pictures", async () => {

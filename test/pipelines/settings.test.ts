@@ -38,8 +38,8 @@ test.each([
   ["fewstep.timestep_spacing", "__proto__", "linspace, leading, trailing"],
   ["fewstep.guidance", "-1", "numbers from 0 to 100"],
   ["fewstep.guidance", "1e3", "numbers from 0 to 100"],
-  ["fewstep.sampler", "constructor", "euler, ddim"],
-  ["fewstep.sampler", "", "euler, ddim"],
+  ["fewstep.sampler", "constructor", "ddim, dpmpp_2m, dpmpp_2m_sde, euler, "],
+  ["fewstep.sampler", "", "ddim, dpmpp_2m, dpmpp_2m_sde, euler, "],
 ])("%s %j is refused", (key, value, accepted) => {
   const read = () => samplingSettings({ [key]: value }, "a.safetensors");
   expect(read).toThrow(`a.safetensors: ${key} is ${JSON.stringify(value)}; accepted are ${accepted}`);

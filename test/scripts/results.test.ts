@@ -129,7 +129,7 @@ describe("refused:", () => {
     ["an unknown field", list({ tabels: [] }), /list.json: the file: Unrecognized key: "tabels"$/],
     [
       "an unknown sampler",
-      list({ tables: tables({ label: "x", sampler: "heun" }) }),
+      list({ tables: tables({ label: "x", sampler: "eular" }) }),
       /list.json: tables.0.configurations.0.sampler: Invalid option/,
     ],
     [
