@@ -1,7 +1,7 @@
 /**
  * @file Strategic stochastic sampling of a trajectory consistency model (Zheng et al. 2024, "Trajectory Consistency
- * Distillation", section 4.2), as diffusers' TCDScheduler: each step goes beyond the next timestep t, to (1 − γ)t, and
- * new noise leads back to t.
+ * Distillation"), as diffusers' TCDScheduler: each step goes beyond the next timestep t, to (1 − γ)t, and new noise
+ * leads back to t.
  */
 
 import { lcm } from "./lcm.ts";

@@ -40,7 +40,9 @@ DISTILLED = ("lcm", "tcd")  # which have timesteps of their own
 MULTISTEP = ("dpmpp_2m", "dpmpp_2m_sde", "uni_pc")  # which work on latents of unit variance and whole timesteps
 NOISY = ("euler_ancestral", "dpmpp_2m_sde", *DISTILLED)
 NO_SAMPLE = ("euler_ancestral", "heun")  # which cannot take the prediction type "sample"
-NATIVE = {  # which schedules diffusers has itself; where it cuts off the fractions of timesteps, its 999 becomes 998
+# Schedules that are taken from diffusers. It has the exponential one of multistep solvers as well, but cuts off the
+# fractions of its timesteps, so that 999 becomes 998.
+NATIVE = {
     **{kind: ("karras", "exponential") for kind in ("euler", "heun")},
     **{kind: ("karras",) for kind in MULTISTEP},
 }
@@ -79,8 +81,12 @@ def cases():
         steps = STEPS if kind in ("euler", "ddim") else (1, 2, 4, 7, 8, 50) if kind == "lcm" else (1, 2, 5, 12)
         for spacing in spacings:
             for prediction in PREDICTIONS:
-                config = {**SDXL, **({"timestep_spacing": spacing} if spacing else {}), "prediction_type": prediction}
-                yield " ".join(filter(None, (kind, spacing, prediction))), kind, config, None, steps
+                config = {**SDXL, "timestep_spacing": spacing, "prediction_type": prediction}
+                name = f"{kind} {spacing} {prediction}"
+                if kind in DISTILLED:
+                    del config["timestep_spacing"]
+                    name = f"{kind} {prediction}"
+                yield name, kind, config, None, steps
     for name, (config, numbers) in MORE.items():
         yield name, name.split()[0], {**SDXL, **config}, None, numbers
     for kind in ("euler", "euler_ancestral", "heun", *MULTISTEP):
@@ -156,15 +162,15 @@ def plan(kind, scheduler):
     return timesteps, sigmas, sigma_of(ends)
 
 
-def prediction(kind, scheduler, x, t, type):
+def prediction(kind, scheduler, x, t, target):
     """What the scheduler takes as the network's output."""
     out = network(scheduler.scale_model_input(x, t), float(t))
-    if type == "sample" and kind in NO_SAMPLE:
+    if target == "sample" and kind in NO_SAMPLE:
         return (x - out) / scheduler.sigmas[scheduler.step_index]
     return out
 
 
-def trajectory(kind, scheduler, noise, type, schedule):
+def trajectory(kind, scheduler, noise, target, schedule):
     scale = scheduler.init_noise_sigma
     if kind not in MULTISTEP and schedule in ("normal", "simple", "sgm_uniform"):
         scale = (scheduler.sigmas[0] ** 2 + 1) ** 0.5 if kind not in DISTILLED else 1  # as ComfyUI
@@ -172,13 +178,14 @@ def trajectory(kind, scheduler, noise, type, schedule):
     options = {"generator": torch.Generator().manual_seed(NOISE_SEED)} if kind in NOISY else {}
     for t in scheduler.timesteps:
         again = kind == "heun" and not scheduler.state_in_first_order
-        predicted = prediction(kind, scheduler, x, t, type)
+        predicted = prediction(kind, scheduler, x, t, target)
         out = scheduler.step(predicted, t, x, **options)
         if kind in MULTISTEP:
             denoised.append(scheduler.model_outputs[-1])
         elif kind == "tcd":  # which does not tell
             a, b = scheduler.alphas_cumprod[t] ** 0.5, (1 - scheduler.alphas_cumprod[t]) ** 0.5
-            denoised.append({"epsilon": (x - b * predicted) / a, "v_prediction": a * x - b * predicted}.get(type, predicted))
+            clean = {"epsilon": (x - b * predicted) / a, "v_prediction": a * x - b * predicted, "sample": predicted}
+            denoised.append(clean[target])
         elif not again:
             denoised.append(out.denoised if kind == "lcm" else out.pred_original_sample)
         x = out.prev_sample
@@ -190,11 +197,13 @@ def record_samplers():
     noise = torch.randn(1, 3, 2, 2)
     calls, tensors = {}, {"noise.x": noise}
     for name, kind, config, schedule, numbers in cases():
-        calls[name] = {"sampler": kind, "config": config, **({"schedule": schedule} if schedule else {}), "steps": numbers}
+        calls[name] = {"sampler": kind, "config": config, "schedule": schedule, "steps": numbers}
+        if not schedule:
+            del calls[name]["schedule"]
         for steps in numbers:
             scheduler = scheduler_of(kind, config, schedule, steps)
-            type = config.get("prediction_type", "epsilon")
-            denoised, latents = trajectory(kind, scheduler, noise, type, schedule)
+            target = config.get("prediction_type", "epsilon")
+            denoised, latents = trajectory(kind, scheduler, noise, target, schedule)
             timesteps, sigmas, targets = plan(kind, scheduler)
             found = dict(timesteps=timesteps, sigmas=sigmas, targets=targets, denoised=denoised, latents=latents)
             tensors |= {f"{name}.{steps}.{k}": torch.as_tensor(v, dtype=torch.float32) for k, v in found.items()}
