@@ -11,22 +11,25 @@ import { pipeline } from "node:stream/promises";
 const unfinished = new Set<string>();
 let count = 0;
 
-/**
- * Writes parts to a temporary file beside `path`, syncs and renames it; creates the folder. On any failure
- * nothing is left. Text is written as UTF-8.
- */
+/** Writes parts, text as UTF-8, to a file that appears whole or not at all; creates the folder. */
 export async function atomicWrite(path: string, ...parts: readonly (Uint8Array | string)[]): Promise<void> {
+  await atomically(path, async (temporary) => {
+    await using file = await open(temporary, "w");
+    for (const part of parts) await file.writeFile(part);
+    await file.sync();
+  });
+}
+
+/**
+ * Lets `make` make a file under a temporary name beside `path` and renames it; creates the folder. On any failure
+ * nothing is left.
+ */
+export async function atomically(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
   makeFolder(dirname(path));
   const temporary = `${path}.${process.pid}-${count++}.tmp`;
   unfinished.add(temporary);
   try {
-    const file = await open(temporary, "w");
-    try {
-      for (const part of parts) await file.writeFile(part);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
+    await make(temporary);
     await rename(temporary, path);
   } catch (error) {
     rmSync(temporary, { force: true });
@@ -68,7 +71,8 @@ export function removeAbandoned(path: string): void {
   }
 }
 
-function isAlive(pid: number): boolean {
+/** Whether a process of this machine runs. */
+export function isAlive(pid: number): boolean {
   try {
     return process.kill(pid, 0);
   } catch (error) {

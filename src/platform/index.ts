@@ -1,4 +1,12 @@
-export { atomicWrite, fileHash, makeFolder, removeAbandoned, removeUnfinished } from "./files.ts";
+export {
+  atomically,
+  atomicWrite,
+  fileHash,
+  isAlive,
+  makeFolder,
+  removeAbandoned,
+  removeUnfinished,
+} from "./files.ts";
 export { encodePng, type Picture, readPlanes, writePlanes } from "./image.ts";
 export { formatParameters, parseParameters } from "./parameters.ts";
 export { platform } from "./platform.ts";
