@@ -16,6 +16,7 @@ const BUDGET: Record<string, number> = {
   ops: 1300,
   onnx: 700,
   weights: 700,
+  hub: 800,
   tokenizers: 200,
   samplers: 550,
   runtime: 600,
@@ -26,7 +27,7 @@ const BUDGET: Record<string, number> = {
   train: 1950,
   distill: 1050,
   eval: 700,
-  cli: 1100,
+  cli: 1200,
 };
 /** No file is longer than this, comments included. */
 const LONGEST_FILE = 600;

@@ -2,4 +2,5 @@
 
 import "./platform/node.ts";
 
+export { type Pulled, type PullOptions, pull } from "./hub/index.ts";
 export * from "./main.ts";

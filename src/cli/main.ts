@@ -11,6 +11,7 @@ import { report } from "./errors.ts";
 import { evalCommand } from "./eval.ts";
 import { generateCommand } from "./generate.ts";
 import { infoCommand } from "./info.ts";
+import { pullCommand } from "./pull.ts";
 import { trainCommand } from "./train.ts";
 
 const program = new Command("fewstep")
@@ -21,6 +22,7 @@ const program = new Command("fewstep")
 
 generateCommand(program);
 infoCommand(program);
+pullCommand(program);
 dataCommand(program);
 trainCommand(program);
 distillCommand(program);

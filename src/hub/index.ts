@@ -1,0 +1,1 @@
+export { type Pulled, type PullOptions, pull } from "./pull.ts";
