@@ -39,7 +39,10 @@ export function evalCommand(program: Command): void {
   program
     .command("eval")
     .description("judge a model on pairs of the icon dataset, against the real pictures and its teacher's")
-    .option("--model <path>", "folder in diffusers layout, or checkpoint file (default: the bundled model)")
+    .option(
+      "--model <path>",
+      "folder in diffusers layout, checkpoint file, or org/name once pulled (default: the bundled model)",
+    )
     .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
     .option("--lora <file[:strength]>", "adapter on the UNet; may be given more than once", collectLora)
     .option(

@@ -50,7 +50,10 @@ export function generateCommand(program: Command): void {
     .option("--size <WxH>", "pixels, one number for a square (default: the model's)", parseSize)
     .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
     .addOption(new Option("--schedule <name>", "of noise levels (default: the model's)").choices(SCHEDULES))
-    .option("--model <path>", "folder in diffusers layout, or checkpoint file (default: the bundled model)")
+    .option(
+      "--model <path>",
+      "folder in diffusers layout, checkpoint file, or org/name once pulled (default: the bundled model)",
+    )
     .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
     .option("--lora <file[:strength]>", "adapter on the UNet; may be given more than once", collectLora)
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))

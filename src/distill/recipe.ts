@@ -1,6 +1,7 @@
 /** @file Recipes of distillation: stages as data, each with phases that train one after the other. */
 
 import { z } from "zod";
+import { localPath } from "../hub/index.ts";
 import { readJson } from "../pipelines/index.ts";
 import { fieldError, recipeFields } from "../train/index.ts";
 
@@ -56,7 +57,7 @@ const schema = z.strictObject({
     .string()
     .regex(/^\w[\w.-]*$/, "letters, digits, _ and - make a file name")
     .default("lightning"),
-  /** Folder of the base model, in diffusers layout. */
+  /** Folder of the base model, in diffusers layout, or the name of one that was pulled. */
   teacher: z.string(),
   data,
   /** Random captions of every picture, encoded once. */
@@ -143,5 +144,6 @@ function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undef
 
 /** Reads a recipe file. Paths in it are relative to the working directory. */
 export async function readDistillRecipe(path: string): Promise<DistillRecipe> {
-  return parseDistillRecipe(await readJson(path), path);
+  const recipe = parseDistillRecipe(await readJson(path), path);
+  return { ...recipe, teacher: localPath(recipe.teacher) };
 }

@@ -2,6 +2,7 @@
 
 import { statSync } from "node:fs";
 import { type IconRow, type Icons, loadIcons, plainCaption } from "../data/index.ts";
+import { localPath } from "../hub/index.ts";
 import { type LoadOptions, SDXL } from "../pipelines/index.ts";
 import { bySeeds, draw, evaluationsOf, type Sampling, variedCaptions } from "./draw.ts";
 import { Judge } from "./judge.ts";
@@ -17,7 +18,7 @@ const SETS = { heldout: "heldout-pair", seen: "train", style: "heldout-style" } 
 export type SetName = keyof typeof SETS;
 
 export interface EvalOptions extends Sampling, Pick<LoadOptions, "unet" | "loras"> {
-  /** Model folder, or checkpoint. */
+  /** Model folder, checkpoint, or name of a model that was pulled. */
   model: string;
   /** Folder whose towers judge. Keep it the same for numbers that are compared. */
   judge: string;
@@ -56,11 +57,12 @@ export interface EvalResult extends Partial<Record<SetName, SetScores>> {
 /** Judges a model on (concept, style) pairs of the icon dataset. */
 export async function evaluate(options: EvalOptions): Promise<EvalResult> {
   const { splits = ["heldout-pair", "train"], onProgress, onPictures } = options;
+  const model = localPath(options.model);
   const train = await loadIcons(options.data, ["train"]);
   const sets = await chosenSets(options, splits, train);
   await using judge = await Judge.load(options.judge);
   const { unet, loras } = options;
-  await using sdxl = await SDXL.load(options.model, { unet, loras, steps: options.steps });
+  await using sdxl = await SDXL.load(model, { unet, loras, steps: options.steps });
   const side = sdxl.info.sampleSize * sdxl.info.vaeScaleFactor;
   if (judge.size !== train.size || judge.size !== side)
     throw new Error(
@@ -71,7 +73,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
   const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler } = options;
   const schedule = options.schedule ?? defaults.schedule;
   options.onWarnings?.(sdxl.warnings({ steps, guidance }));
-  await using teacher = options.reference && (await Teacher.load(options.model, options.reference));
+  await using teacher = options.reference && (await Teacher.load(model, options.reference));
 
   const each = sets.map((set) => set.captions.length + variedCaptions(set.captions).length);
   const total = each.reduce((a, b) => a + b, 0) * (teacher ? 2 : 1);
@@ -123,7 +125,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
       },
     }),
     ...scores,
-    ...(statSync(options.model).isDirectory() && { vae_psnr: await vaePsnr(options.model, sets[0].icons) }),
+    ...(statSync(model).isDirectory() && { vae_psnr: await vaePsnr(model, sets[0].icons) }),
   };
 }
 

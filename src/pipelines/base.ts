@@ -2,6 +2,7 @@
 
 import { existsSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
+import { repoOf } from "../hub/index.ts";
 import {
   type ClipTextConfig,
   clipTextConfig,
@@ -47,7 +48,7 @@ export async function readFolder(folder: string): Promise<BaseModel> {
     readConfig(join(folder, part, "config.json"), parse);
   return {
     path: folder,
-    name: basename(resolve(folder)),
+    name: repoOf(folder) ?? basename(resolve(folder)),
     text: [await config("text_encoder", clipTextConfig), await config("text_encoder_2", clipTextConfig)],
     tokenizers: [
       await readTokenizer(join(folder, "tokenizer")),

@@ -1,6 +1,7 @@
 /** @file What a pipeline is made of: a base model, with another UNet perhaps, and adapters on it. */
 
 import { stat } from "node:fs/promises";
+import { localPath } from "../hub/index.ts";
 import { SAMPLERS, type Sampler } from "../samplers/index.ts";
 import { SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
 import { type BaseModel, readFolder } from "./base.ts";
@@ -38,8 +39,12 @@ export interface ComponentOptions {
   steps?: number;
 }
 
-/** @throws one sentence when a file is missing, or is something else than it was given as. */
-export async function readComponents(path: string, options: ComponentOptions): Promise<Components> {
+/**
+ * @param model and the files in `options`: paths, or names at the hub (`org/name`, `org/name/file`) that were pulled
+ * @throws one sentence when a file is missing, or is something else than it was given as.
+ */
+export async function readComponents(model: string, options: ComponentOptions): Promise<Components> {
+  const path = localPath(model);
   const found = await stat(path).catch(() => undefined);
   const single = found ? found.isFile() : path.endsWith(".safetensors");
   const base = await (single ? readCheckpoint(path) : readFolder(path));
@@ -88,7 +93,10 @@ async function addedFiles(
 ): Promise<{ unet?: string; loras: Lora[]; brought?: { path: string; steps: number } }> {
   const asked = Object.entries(loras ?? {});
   if (unet !== undefined || asked.length > 0)
-    return { unet, loras: asked.map(([path, strength]) => ({ path, name: stem(path), strength })) };
+    return {
+      unet: unet && localPath(unet),
+      loras: asked.map(([path, strength]) => ({ path: localPath(path), name: stem(path), strength })),
+    };
   const brought = await lightningFile(base.path, base.defaults, steps);
   if (!brought) return { loras: [] };
   await using file = await SafetensorsFile.open(brought.path);

@@ -6,6 +6,7 @@
 import { realpath } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { z } from "zod";
+import { blobsOf } from "../hub/index.ts";
 import { quote } from "../weights/index.ts";
 
 const steps = z.int().min(1).max(1000);
@@ -60,7 +61,8 @@ export async function lightningFile(
   const real = await realpath(path).catch((error: NodeJS.ErrnoException) => {
     throw error.code === "ENOENT" ? new Error(`${path}: no such file`, { cause: error }) : error;
   });
-  if (dirname(real) !== (await realpath(folder)))
+  const places = [folder, blobsOf(folder) ?? folder]; // files of a snapshot are links to its blobs
+  if (!(await Promise.all(places.map((place) => realpath(place)))).includes(dirname(real)))
     throw new Error(`${path}: leads to ${real}, outside the model folder; put the file itself there`);
   return { path, steps: count };
 }

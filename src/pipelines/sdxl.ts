@@ -136,7 +136,8 @@ export class SDXL implements AsyncDisposable {
   }
 
   /**
-   * Loads a model folder in diffusers layout, or a single-file checkpoint; by default the bundled model.
+   * Loads a model folder in diffusers layout, a single-file checkpoint, or a model of the hub that was pulled
+   * (`org/name`); by default the bundled model.
    * @throws one sentence when a component is missing or does not fit its config.
    */
   static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {

@@ -13,6 +13,14 @@ import { type PullOptions, pull } from "../../src/hub/index.ts";
 import { at } from "../data/temporary.ts";
 import { COMMIT, etag, type FakeHub, fail, fakeHub, gitHash, type Served, sendAndCut } from "./hub.ts";
 
+const noLinks = vi.hoisted(() => ({ now: false }));
+vi.mock("node:fs/promises", async (original) => {
+  const fs = await original<typeof import("node:fs/promises")>();
+  const symlink: typeof fs.symlink = (...args) =>
+    noLinks.now ? Promise.reject(new Error("EPERM")) : fs.symlink(...args);
+  return { ...fs, symlink };
+});
+
 const INDEX = JSON.stringify({
   _class_name: "StableDiffusionXLPipeline",
   tokenizer: ["transformers", "CLIPTokenizer"],
@@ -101,6 +109,16 @@ describe("the cache", () => {
       downloaded: false,
     });
     expect(lstatSync(snapshot(UNET)).isSymbolicLink()).toBe(false);
+  });
+
+  test("has copies where links are impossible", async () => {
+    noLinks.now = true;
+    await fetchModel();
+    noLinks.now = false;
+    for (const path of CHOSEN) {
+      expect(lstatSync(snapshot(path)).isFile()).toBe(true);
+      expect(readFileSync(snapshot(path))).toEqual(served(path).content);
+    }
   });
 
   test("HF_HUB_CACHE and a folder of one's own", async () => {
