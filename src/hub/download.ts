@@ -3,6 +3,7 @@
 import { statfs } from "node:fs/promises";
 import { makeFolder } from "../platform/index.ts";
 import type { CachedRepo } from "./cache.ts";
+import { leftOf } from "./partial.ts";
 import type { RemoteFile, RemoteRepo } from "./remote.ts";
 import { transfer } from "./transfer.ts";
 
@@ -31,7 +32,8 @@ export async function download(files: readonly RemoteFile[], job: Job): Promise<
     onProgress?.(done, total);
   };
   onBytes(0);
-  if (missing.length > 0) await checkRoom(cached.folder, bytesOf(missing));
+  const begun = missing.reduce((sum, { etag }) => sum + leftOf(cached.blob(etag)).begun, 0);
+  if (missing.length > 0) await checkRoom(cached.folder, bytesOf(missing) - begun);
   await inParallel(missing, parallel, signal, async (file, stop) => {
     const target = cached.blob(file.etag);
     if (await transfer(file, { ...job, target, onBytes, signal: stop })) fetched.add(file.etag);

@@ -26,7 +26,7 @@ interface Expected {
   etag: string;
 }
 
-export class Partial implements AsyncDisposable {
+export class PartialFile implements AsyncDisposable {
   private hash: Hash;
   private written = 0;
   private readonly target: string;
@@ -46,7 +46,11 @@ export class Partial implements AsyncDisposable {
    * Begins a file, with what is already there of it.
    * @returns undefined when another process has just finished it; one that is at it is waited for.
    */
-  static async claim(target: string, expected: Expected, signal?: AbortSignal): Promise<Partial | undefined> {
+  static async claim(
+    target: string,
+    expected: Expected,
+    signal?: AbortSignal,
+  ): Promise<PartialFile | undefined> {
     makeFolder(dirname(target));
     for (let left = leftOf(target); left.busy; left = leftOf(target)) {
       await sleep(LOOK);
@@ -55,7 +59,7 @@ export class Partial implements AsyncDisposable {
     if (isWhole(target, expected)) return undefined;
     const path = `${target}.${hostname()}-${process.pid}-${count++}.incomplete`;
     takeOver(leftOf(target).abandoned, path);
-    const partial = new Partial(target, path, await open(path, "a"), expected);
+    const partial = new PartialFile(target, path, await open(path, "a"), expected);
     await partial.file.utimes(new Date(), new Date()); // it is in work again
     for await (const chunk of createReadStream(path)) partial.count(chunk as Uint8Array);
     if (partial.bytes > expected.size) await partial.restart();
@@ -127,9 +131,10 @@ function takeOver(abandoned: string | undefined, path: string): void {
   writeFileSync(path, "", { flag: "a" });
 }
 
-/** Of other runs: the path of a beginning to go on from, and whether somebody is at it. */
-function leftOf(target: string): { abandoned?: string; busy: boolean } {
+/** Of other runs: a beginning to go on from, its bytes, and whether somebody is at it. */
+export function leftOf(target: string): { abandoned?: string; begun: number; busy: boolean } {
   const folder = dirname(target);
+  if (!existsSync(folder)) return { begun: 0, busy: false };
   const start = `${basename(target)}.`;
   const left = readdirSync(folder).flatMap((name) => {
     const match =
@@ -142,5 +147,5 @@ function leftOf(target: string): { abandoned?: string; busy: boolean } {
     return [{ path: join(folder, name), size: stat.size, busy }];
   });
   const [first] = left.filter(({ busy }) => !busy).sort((a, b) => b.size - a.size);
-  return { abandoned: first?.path, busy: left.some(({ busy }) => busy) };
+  return { abandoned: first?.path, begun: first?.size ?? 0, busy: left.some(({ busy }) => busy) };
 }

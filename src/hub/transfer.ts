@@ -1,6 +1,6 @@
 /** @file Brings one file into the cache, however often the connection is cut, and checks it. */
 
-import { Partial } from "./partial.ts";
+import { PartialFile } from "./partial.ts";
 import type { RemoteFile, RemoteRepo } from "./remote.ts";
 import { RETRIES } from "./request.ts";
 
@@ -16,7 +16,7 @@ interface Transfer {
 
 /** @returns whether bytes were fetched. @throws one sentence, and leaves nothing that is wrong. */
 export async function transfer(file: RemoteFile, to: Transfer): Promise<boolean> {
-  await using partial = await Partial.claim(to.target, file, to.signal);
+  await using partial = await PartialFile.claim(to.target, file, to.signal);
   to.onBytes(partial?.bytes ?? file.size);
   if (!partial) return false;
   const resumed = partial.bytes > 0;
@@ -37,7 +37,7 @@ export async function transfer(file: RemoteFile, to: Transfer): Promise<boolean>
 }
 
 /** Until all bytes are there. */
-async function receive(file: RemoteFile, partial: Partial, to: Transfer): Promise<void> {
+async function receive(file: RemoteFile, partial: PartialFile, to: Transfer): Promise<void> {
   let most = partial.bytes;
   for (let tries = 0; partial.bytes < file.size; ) {
     const { start, chunks } = await to.remote.open(file, to.commit, partial.bytes, to.signal);
@@ -58,7 +58,7 @@ async function receive(file: RemoteFile, partial: Partial, to: Transfer): Promis
   }
 }
 
-async function restart(partial: Partial, { onBytes }: Transfer): Promise<void> {
+async function restart(partial: PartialFile, { onBytes }: Transfer): Promise<void> {
   onBytes(-partial.bytes);
   await partial.restart();
 }

@@ -89,6 +89,14 @@ describe("mistakes: one sentence, exit code 2", () => {
     expect(existsSync(at("home"))).toBe(false);
   });
 
+  test("a model that was not pulled", async () => {
+    const env = { HF_HUB_CACHE: at("hub") };
+    expectRefusal(
+      await fewstep(["generate", "an apple", "--model", "org/model"], { env }),
+      /^fewstep: org\/model: no such file or folder, and the cache of the hub has none .* run: fewstep pull org\/model$/m,
+    );
+  });
+
   test("no access", async () => {
     hub.intercept = (_, response) => {
       fail(response, 401, "RepoNotFound");

@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import {
   existsSync,
   lstatSync,
@@ -5,20 +6,33 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
+import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { type PullOptions, pull } from "../../src/hub/index.ts";
 import { at } from "../data/temporary.ts";
 import { COMMIT, etag, type FakeHub, fail, fakeHub, gitHash, type Served, sendAndCut } from "./hub.ts";
 
-const noLinks = vi.hoisted(() => ({ now: false }));
+/** What the file system cannot do. */
+const disk = vi.hoisted(() => ({ noLinks: false, full: false, free: Number.NaN }));
 vi.mock("node:fs/promises", async (original) => {
   const fs = await original<typeof import("node:fs/promises")>();
   const symlink: typeof fs.symlink = (...args) =>
-    noLinks.now ? Promise.reject(new Error("EPERM")) : fs.symlink(...args);
-  return { ...fs, symlink };
+    disk.noLinks ? Promise.reject(new Error("EPERM")) : fs.symlink(...args);
+  const open: typeof fs.open = async (...args) => {
+    const file = await fs.open(...args);
+    const error = Object.assign(new Error("ENOSPC"), { code: "ENOSPC" });
+    if (disk.full) vi.spyOn(file, "appendFile").mockRejectedValue(error);
+    return file;
+  };
+  const statfs = async (path: string) => {
+    const found = await fs.statfs(path);
+    return Number.isNaN(disk.free) ? found : { ...found, bavail: disk.free, bsize: 1 };
+  };
+  return { ...fs, symlink, open, statfs };
 });
 
 const INDEX = JSON.stringify({
@@ -112,9 +126,9 @@ describe("the cache", () => {
   });
 
   test("has copies where links are impossible", async () => {
-    noLinks.now = true;
+    disk.noLinks = true;
     await fetchModel();
-    noLinks.now = false;
+    disk.noLinks = false;
     for (const path of CHOSEN) {
       expect(lstatSync(snapshot(path)).isFile()).toBe(true);
       expect(readFileSync(snapshot(path))).toEqual(served(path).content);
@@ -206,13 +220,14 @@ describe("connections that are cut", () => {
 describe("a file that an earlier run has begun", () => {
   test.each([
     ["by a run that ended", ".incomplete"],
-    ["by a run that was killed", ".elsewhere-1-0.incomplete"],
+    [
+      "by a run that was killed",
+      `.${hostname()}-${spawnSync(process.execPath, ["--version"]).pid}-0.incomplete`,
+    ],
+    ["by a run on another machine, long ago", ".elsewhere-1-0.incomplete"],
   ])("%s", async (_, ending) => {
     leave(WEIGHTS.subarray(0, 60_000), `${etag(served(UNET))}${ending}`);
-    if (ending !== ".incomplete") {
-      const { utimesSync } = await import("node:fs");
-      utimesSync(join(ROOT(), "blobs", blobs()[0]), 0, 0); // long ago
-    }
+    if (ending.includes("elsewhere")) utimesSync(join(ROOT(), "blobs", blobs()[0]), 0, 0);
     await fetchModel({ files: [UNET] });
     expect(hub.contents()).toMatchObject([{ range: "bytes=60000-", sent: 40_000 }]);
     expect(blobs()).toEqual([etag(served(UNET))]);
@@ -289,6 +304,24 @@ describe("what is not what the list says is refused, and nothing is left", () =>
     };
     await expect(fetchModel({ files: ["unet/config.json"] })).rejects.toThrow(/another hash/);
     expect(blobs()).toEqual([]);
+  });
+
+  test("a disk that becomes full", async () => {
+    disk.full = true;
+    await expect(fetchModel({ files: ["README.md"] })).rejects.toThrow(
+      /blobs\/[0-9a-f]{40}: the disk is full; make room and run it again/,
+    );
+    disk.full = false;
+    expect(blobs()).toEqual([]);
+  });
+
+  test("less room than what is left of a file, not than all of it", async () => {
+    leave(WEIGHTS.subarray(0, 60_000));
+    disk.free = 39_999;
+    await expect(fetchModel({ files: [UNET] })).rejects.toThrow(/are to be fetched, and .* are free in/);
+    disk.free = 40_000;
+    await fetchModel({ files: [UNET] });
+    disk.free = Number.NaN;
   });
 
   test("more bytes than the disk has room for", async () => {
