@@ -13,14 +13,25 @@ export interface Picture {
 
 /** PNG file of a picture, with text chunks. Lossless. */
 export async function encodePng(picture: Picture, texts: readonly PngText[] = []): Promise<Uint8Array> {
-  const { width, height, data } = picture;
+  return addPngText(await (await pixels(picture)).png({ compressionLevel: 9 }).toBuffer(), texts);
+}
+
+/** JPEG or WebP file of a picture; quality from 1 to 100. */
+export async function encodeLossy(
+  picture: Picture,
+  format: "jpeg" | "webp",
+  quality: number,
+): Promise<Uint8Array> {
+  return (await pixels(picture))[format]({ quality }).toBuffer();
+}
+
+async function pixels({ width, height, data }: Picture) {
   if (data.length !== width * height * 3)
     throw new Error(
       `picture of ${width}×${height} needs ${width * height * 3} bytes of RGB, got ${data.length}`,
     );
   const { default: sharp } = await import("sharp"); // loads a native library: only when a picture is written
-  const raw = { width, height, channels: 3 as const };
-  return addPngText(await sharp(data, { raw }).png({ compressionLevel: 9 }).toBuffer(), texts);
+  return sharp(data, { raw: { width, height, channels: 3 } });
 }
 
 /** Writes RGB bytes as three planes of floats in [−1, 1], at an offset into `out`. */

@@ -7,8 +7,9 @@ export {
   removeAbandoned,
   removeUnfinished,
 } from "./files.ts";
-export { encodePng, type Picture, readPlanes, writePlanes } from "./image.ts";
+export { encodeLossy, encodePng, type Picture, readPlanes, writePlanes } from "./image.ts";
 export { formatParameters, parseParameters } from "./parameters.ts";
 export { platform } from "./platform.ts";
 export { addPngText, isPng, readPng } from "./png.ts";
+export { endThread, startThread } from "./thread.ts";
 export { version } from "./version.ts";

@@ -4,9 +4,8 @@
  * stage 1).
  */
 
-import { once } from "node:events";
 import { availableParallelism } from "node:os";
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import {
   type Graph,
   grad,
@@ -20,6 +19,7 @@ import {
   type Value,
 } from "../graph/index.ts";
 import { type ExternalTensor, emitOnnx } from "../onnx/index.ts";
+import { endThread, startThread } from "../platform/index.ts";
 import { floats, type HostTensor, sizeOf } from "../tensor/index.ts";
 import { type Optimizer, type StepScalars, scalarInputs } from "./optimizer.ts";
 
@@ -114,9 +114,6 @@ export interface ParallelOptions {
 /** Small enough for the second-level cache, large enough to hide the cost of a call. */
 const CHUNK = 1 << 18;
 
-/** After this long a replica that does not end by itself, as in the middle of a step, is terminated. */
-const CLOSE_MS = 10_000;
-
 /** Trains the parameters of a loss on several cores. Free it with `dispose`. */
 export class ParallelTrainer implements AsyncDisposable {
   readonly replicas: number;
@@ -172,7 +169,9 @@ export class ParallelTrainer implements AsyncDisposable {
       squares: new SharedArrayBuffer(count * 8),
       barrier: new SharedArrayBuffer(8),
     };
-    const workers = Array.from({ length: count }, (_, rank) => startWorker({ ...setup, rank }));
+    const workers = Array.from({ length: count }, (_, rank) =>
+      startThread(import.meta.url, "worker", { ...setup, rank }),
+    );
     const trainer = new ParallelTrainer(workers, setup);
     try {
       await trainer.all(() => undefined);
@@ -264,23 +263,12 @@ export class ParallelTrainer implements AsyncDisposable {
   }
 
   async dispose(): Promise<void> {
-    await Promise.all(this.workers.map(ended));
+    await Promise.all(this.workers.map(endThread));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }
-}
-
-/** To tear a thread down while it holds sessions may crash the process: it releases them and ends by itself. */
-async function ended(worker: Worker): Promise<void> {
-  if (worker.threadId === -1) return; // has ended
-  const exit = once(worker, "exit").catch(() => {});
-  worker.postMessage("close");
-  // One that waits for a replica that failed does not answer.
-  const late = setTimeout(() => worker.terminate(), CLOSE_MS);
-  await exit;
-  clearTimeout(late);
 }
 
 /** What tells the inputs of one variant from those of another. */
@@ -383,12 +371,4 @@ function updateGraph(optimizer: Optimizer) {
     ...Object.fromEntries(optimizer.state.map((s, i) => [`next.${s}`, nextState[i]])),
     "next.ema": average.mul(scalars.emaDecay).add(next.sub(next.mul(scalars.emaDecay))),
   });
-}
-
-/** Starts a replica; from TypeScript sources (development, tests) the loader is registered first. */
-function startWorker(setup: ReplicaSetup): Worker {
-  const url = new URL(import.meta.url.endsWith(".ts") ? "./worker.ts" : "./worker.js", import.meta.url);
-  if (!import.meta.url.endsWith(".ts")) return new Worker(url, { workerData: setup });
-  const boot = `import("tsx/esm/api").then((t) => { t.register(); return import(${JSON.stringify(url.href)}); })`;
-  return new Worker(boot, { eval: true, workerData: setup });
 }
