@@ -1,5 +1,6 @@
 export { type CheckpointOptions, saveCheckpoint } from "./checkpoint.ts";
 export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
+export { describeModel, type ModelDescription, type ModelInfo } from "./info.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
 export { GeneratedPicture, type PictureSettings } from "./picture.ts";
 export {

@@ -4,7 +4,6 @@
 
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { vaeScaleFactor } from "../models/index.ts";
 import { type Picture, readPlanes } from "../platform/index.ts";
 import type { Device, Program } from "../runtime/index.ts";
 import {
@@ -19,15 +18,19 @@ import {
 } from "../samplers/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
 import { type ComponentOptions, type Components, readComponents } from "./components.ts";
+import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
 import { GeneratedPicture } from "./picture.ts";
 import { compileText, compileUNet, compileVae } from "./programs.ts";
+import { eachRow, type Prompt, type PromptCache, promptCacheOf } from "./prompts.ts";
 
 export interface LoadOptions extends ComponentOptions {
   /** Default "cpu". */
   device?: Device;
   /** Threads of a program; default all cores. */
   threads?: number;
+  /** Prompts whose encoding is kept for the next time; default 0. */
+  promptCache?: number;
 }
 
 export interface GenerateOptions {
@@ -54,7 +57,8 @@ export interface GenerateOptions {
   schedule?: Schedule;
   /** Stops between steps. */
   signal?: AbortSignal;
-  onStep?: (step: DenoiseStep) => void;
+  /** Called after each step; the next one waits for it, and none follows when it throws. */
+  onStep?: (step: DenoiseStep) => void | Promise<void>;
 }
 
 export interface DenoiseStep {
@@ -65,28 +69,12 @@ export interface DenoiseStep {
   denoised: FloatTensor;
 }
 
-export interface ModelInfo {
-  /** Latent side the model was trained at. */
-  sampleSize: number;
-  /** Pixels per latent position. */
-  vaeScaleFactor: number;
-  /** What pictures are made with where nothing else is asked. */
-  defaults: { steps: number; guidance: number; sampler: Sampler; schedule: Schedule };
-  /** Steps that the weights were distilled for, as their file says; undefined for others. */
-  distilled?: number;
-}
-
 /** Seconds of each part of the last call. */
 export interface Timings {
   load: number;
   encode: number;
   denoise: number;
   decode: number;
-}
-
-interface Prompt {
-  hidden: FloatTensor; // [B,T,D]
-  pooled: FloatTensor; // [B,P]
 }
 
 interface Guidance {
@@ -119,20 +107,19 @@ export class SDXL implements AsyncDisposable {
   private readonly textProgram: Program;
   private readonly unetProgram: Program;
   private readonly vaeProgram: Program;
+  private readonly known?: PromptCache;
 
-  private constructor(parts: Components, [text, unetProgram, vae]: readonly [Program, Program, Program]) {
+  private constructor(
+    parts: Components,
+    [text, unetProgram, vae]: readonly [Program, Program, Program],
+    promptCache: number,
+  ) {
     this.parts = parts;
+    if (promptCache > 0) this.known = promptCacheOf(promptCache);
     this.textProgram = text;
     this.unetProgram = unetProgram;
     this.vaeProgram = vae;
-    const vaeFactor = vaeScaleFactor(parts.vae);
-    const sampleSize = parts.unet.sample_size ?? parts.vae.sample_size / vaeFactor;
-    this.info = {
-      sampleSize,
-      vaeScaleFactor: vaeFactor,
-      defaults: { ...parts.usual, schedule: parts.scheduler.timestep_spacing },
-      distilled: parts.distilled,
-    };
+    this.info = modelInfo(parts);
   }
 
   /**
@@ -142,20 +129,21 @@ export class SDXL implements AsyncDisposable {
    */
   static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
-    const { device = "cpu", threads, ...rest } = options;
+    const { device = "cpu", threads, promptCache = 0, ...rest } = options;
     const parts = await readComponents(model, rest);
     const run = { device, threads };
-    const sdxl = new SDXL(parts, [
+    const programs = [
       await compileText(parts, run),
       await compileUNet(parts, run),
       await compileVae(parts, run),
-    ]);
+    ] as const;
+    const sdxl = new SDXL(parts, programs, promptCache);
     sdxl.timings.load = (performance.now() - started) / 1000;
     return sdxl;
   }
 
-  /** What these options may get wrong, one sentence each. */
-  warnings(options: GenerateOptions = {}): string[] {
+  /** What these options and this prompt may get wrong, one sentence each. */
+  warnings(options: GenerateOptions = {}, prompt = ""): string[] {
     const { steps, guidance, negativePrompt } = this.settings(options);
     const { distilled } = this.info;
     const found: string[] = [];
@@ -163,6 +151,9 @@ export class SDXL implements AsyncDisposable {
       found.push(`the model was distilled for ${distilled} steps; ${steps} will look worse`);
     if (distilled !== undefined && guidance > 2)
       found.push(`guidance ${guidance} is much for a distilled model; 1 is off, more than 2 distorts`);
+    const [tokenizer] = this.parts.tokenizers;
+    if (tokenizer.isTooLong(prompt))
+      found.push(`the prompt has more than ${tokenizer.maxLength - 2} tokens; what follows them is not read`);
     if (negativePrompt && guidance <= 1)
       found.push(`a negative prompt has no effect at guidance ${guidance}; it needs more than 1`);
     return found;
@@ -175,7 +166,7 @@ export class SDXL implements AsyncDisposable {
   ): Promise<GeneratedPicture[]> {
     const steps = this.denoise(prompt, options);
     let next = await steps.next();
-    for (; !next.done; next = await steps.next()) options.onStep?.(next.value);
+    for (; !next.done; next = await steps.next()) await options.onStep?.(next.value);
     const pictures = await this.decode(next.value);
     const { batch, seed, negativePrompt, sampler, noiseRule, ...rest } = this.settings(options);
     return pictures.map(
@@ -265,6 +256,10 @@ export class SDXL implements AsyncDisposable {
 
   /** Text encoders' outputs for some prompts. */
   async encode(prompts: readonly string[]): Promise<Prompt> {
+    return this.known ? this.known(prompts, (missing) => this.encodeText(missing)) : this.encodeText(prompts);
+  }
+
+  private async encodeText(prompts: readonly string[]): Promise<Prompt> {
     const [first, second] = this.parts.tokenizers.map((t) => t.encodeBatch(prompts));
     const feeds = { ids: first.ids, end: first.end, ids_2: second.ids, end_2: second.end };
     const out = await this.textProgram.run(feeds);
@@ -338,22 +333,6 @@ export class SDXL implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }
-}
-
-/** Each row `times` times, one after the other. */
-function eachRow({ hidden, pooled }: Prompt, times: number): Prompt {
-  const repeat = (t: FloatTensor) => {
-    const [rows, ...rest] = t.shape;
-    const width = t.data.length / rows;
-    const out = floats([rows * times, ...rest]);
-    for (let i = 0; i < rows * times; i++)
-      out.data.set(
-        t.data.subarray(Math.floor(i / times) * width, (Math.floor(i / times) + 1) * width),
-        i * width,
-      );
-    return out;
-  };
-  return times === 1 ? { hidden, pooled } : { hidden: repeat(hidden), pooled: repeat(pooled) };
 }
 
 /** Two tensors one after the other, along the first axis. */

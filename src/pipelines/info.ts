@@ -1,0 +1,53 @@
+/** @file What a model is like, told from its configs: no weights are loaded. */
+
+import { stat } from "node:fs/promises";
+import { vaeScaleFactor } from "../models/index.ts";
+import type { Sampler, Schedule } from "../samplers/index.ts";
+import { type Components, readComponents } from "./components.ts";
+
+export interface ModelInfo {
+  /** Latent side the model was trained at. */
+  sampleSize: number;
+  /** Pixels per latent position. */
+  vaeScaleFactor: number;
+  /** What pictures are made with where nothing else is asked. */
+  defaults: { steps: number; guidance: number; sampler: Sampler; schedule: Schedule };
+  /** Steps that the weights were distilled for, as their file says; undefined for others. */
+  distilled?: number;
+}
+
+export interface ModelDescription extends ModelInfo {
+  name: string;
+  /** Step counts that the folder brings weights of their own along for, and the one that is usual. */
+  fewSteps: { counts: readonly number[]; usual?: number };
+  /** Of the files with its weights. */
+  bytes: number;
+}
+
+export function modelInfo(parts: Components): ModelInfo {
+  const vaeFactor = vaeScaleFactor(parts.vae);
+  return {
+    sampleSize: parts.unet.sample_size ?? parts.vae.sample_size / vaeFactor,
+    vaeScaleFactor: vaeFactor,
+    defaults: { ...parts.usual, schedule: parts.scheduler.timestep_spacing },
+    distilled: parts.distilled,
+  };
+}
+
+/**
+ * Describes a model folder in diffusers layout, or a single-file checkpoint.
+ * @throws one sentence when a component is missing.
+ */
+export async function describeModel(path: string): Promise<ModelDescription> {
+  const parts = await readComponents(path, {});
+  const { lightning } = parts.defaults;
+  const sources = (["text_encoder", "text_encoder_2", "unet", "vae"] as const).map(parts.weights);
+  const files = new Set(sources.map((source) => (typeof source === "string" ? source : source.path)));
+  const sizes = await Promise.all([...files].map(async (file) => (await stat(file)).size));
+  return {
+    ...modelInfo(parts),
+    name: parts.name,
+    fewSteps: { counts: Object.keys(lightning?.files ?? {}).map(Number), usual: lightning?.default },
+    bytes: sizes.reduce((sum, size) => sum + size, 0),
+  };
+}
