@@ -1,0 +1,117 @@
+/** @file What a server can be asked for: models and adapters by name. Paths never come from a request. */
+
+import { stat } from "node:fs/promises";
+import { basename } from "node:path";
+import { describeModel, type ModelDescription } from "../pipelines/index.ts";
+import { quote, SafetensorsFile, weightKind } from "../weights/index.ts";
+import type { PictureRequest } from "./jobs.ts";
+import type { LoadSpec } from "./protocol.ts";
+import { Refusal } from "./refusal.ts";
+
+/** Pictures have at most so many times the pixels of those that the model was trained on. */
+const LARGEST = 4;
+
+export interface CatalogueModel extends ModelDescription {
+  path: string;
+}
+
+interface Adapter {
+  path: string;
+  bytes: number;
+}
+
+export class Catalogue {
+  /** The first one is taken where none is named. */
+  readonly models: ReadonlyMap<string, CatalogueModel>;
+  readonly loras: ReadonlyMap<string, Adapter>;
+
+  private constructor(models: Map<string, CatalogueModel>, loras: Map<string, Adapter>) {
+    this.models = models;
+    this.loras = loras;
+  }
+
+  /** @param models and loras: paths by name. @throws one sentence when one of them is not what it should be. */
+  static async open(
+    models: Readonly<Record<string, string>>,
+    loras: Readonly<Record<string, string>>,
+  ): Promise<Catalogue> {
+    const described = new Map<string, CatalogueModel>();
+    for (const [name, path] of Object.entries(models))
+      described.set(name, { ...(await describeModel(path)), name, path });
+    const adapters = new Map<string, Adapter>();
+    for (const [name, path] of Object.entries(loras)) {
+      await using file = await SafetensorsFile.open(path);
+      if (weightKind(file.entries.keys()) !== "lora") throw new Error(`${path}: not a LoRA`);
+      adapters.set(name, { path, bytes: (await stat(path)).size });
+    }
+    return new Catalogue(described, adapters);
+  }
+
+  /** The model of that name, or the first. */
+  model(name?: string): CatalogueModel {
+    const first = this.models.values().next().value as CatalogueModel;
+    const model = name === undefined ? first : this.models.get(name);
+    if (model) return model;
+    const known = [...this.models.keys()].join(", ");
+    throw new Refusal("model_not_found", `there is no model ${quote(name)}; there are ${known}`, {
+      param: "model",
+    });
+  }
+
+  /** @throws Refusal of a request that the models here cannot do. */
+  check(request: PictureRequest): void {
+    const model = this.model(request.model);
+    const { width, height } = pictureSize(model, request);
+    const side = model.sampleSize * model.vaeScaleFactor;
+    const most = LARGEST * side * side;
+    const multiple = model.vaeScaleFactor;
+    const refuse = (why: string): never => {
+      throw new Refusal("invalid_value", `size is ${width}x${height}; ${why}; try ${side}x${side}`, {
+        param: "size",
+      });
+    };
+    if (width % multiple !== 0 || height % multiple !== 0)
+      refuse(`both sides must be multiples of ${multiple}`);
+    if (width * height > most) refuse(`this model makes pictures of at most ${most} pixels`);
+    this.load(request);
+  }
+
+  load({ model: name, loras, steps }: Pick<PictureRequest, "model" | "loras" | "steps">): LoadSpec {
+    const model = this.model(name);
+    const { counts, usual } = model.fewSteps;
+    const asked = steps ?? usual;
+    const variant = loras.length === 0 && asked !== undefined && counts.includes(asked) ? asked : "own";
+    const added = loras.map(({ name, strength }) => {
+      const lora = this.loras.get(name);
+      const known = [...this.loras.keys()].join(", ") || "none";
+      if (!lora)
+        throw new Refusal("invalid_value", `there is no LoRA ${quote(name)}; there are ${known}`, {
+          param: "loras",
+        });
+      return { ...lora, strength };
+    });
+    const files = Object.fromEntries(added.map(({ path, strength }) => [path, strength]));
+    return {
+      key: JSON.stringify([model.path, variant, files]),
+      path: model.path,
+      steps,
+      loras: files,
+      bytes: added.reduce((sum, { bytes }) => sum + bytes, model.bytes),
+    };
+  }
+}
+
+/** Pixels; those of the model where none are asked for. */
+export function pictureSize(
+  { sampleSize, vaeScaleFactor }: ModelDescription,
+  { width, height }: Pick<PictureRequest, "width" | "height"> = {},
+): { width: number; height: number } {
+  const side = sampleSize * vaeScaleFactor;
+  return { width: width ?? side, height: height ?? side };
+}
+
+/** `name=path`, or a path whose last part is the name. */
+export function namedPath(text: string): [name: string, path: string] {
+  const [, name, path] = /^([\w.-]+)=(.+)$/.exec(text) ?? [];
+  return name === undefined ? [basename(text).replace(/\.safetensors$/, ""), text] : [name, path];
+}

@@ -1,0 +1,93 @@
+/** @file Pictures from a pool of threads with warm models. */
+
+import { availableParallelism, totalmem } from "node:os";
+import type { Worker } from "node:worker_threads";
+import { GeneratedPicture } from "../pipelines/index.ts";
+import { startThread } from "../platform/index.ts";
+import type { Device } from "../runtime/index.ts";
+import type { Catalogue } from "./catalogue.ts";
+import type { Made, PictureRequest, Step } from "./jobs.ts";
+import type { Studio } from "./local.ts";
+import { Pool } from "./pool.ts";
+import type { LoadSpec, PictureResult, PictureTask, WorkerSetup } from "./protocol.ts";
+import { Refusal } from "./refusal.ts";
+import type { Stop } from "./stop.ts";
+
+export interface StudioOptions {
+  /** Default "cpu". */
+  device?: Device;
+  /** Threads with models of their own; default 1. */
+  concurrency?: number;
+  /** Cores of each; default all, divided among them. */
+  threads?: number;
+  /** Bytes of weights that may be loaded at a time, in all threads together; default half of the machine's memory. */
+  memoryLimit?: number;
+  /** Starts a thread; for tests. */
+  start?(setup: WorkerSetup): Worker;
+}
+
+export class PictureStudio implements Studio {
+  private readonly catalogue: Catalogue;
+  private readonly pool: Pool<PictureTask, Step, PictureResult | undefined>;
+  private readonly memoryLimit: number;
+
+  constructor(catalogue: Catalogue, options: StudioOptions = {}) {
+    const { device = "cpu", concurrency = 1, memoryLimit = totalmem() / 2, start = startWorker } = options;
+    const { threads = Math.max(1, Math.floor(availableParallelism() / concurrency)) } = options;
+    this.catalogue = catalogue;
+    this.memoryLimit = memoryLimit / concurrency;
+    const setup = { device, threads, memoryLimit: this.memoryLimit };
+    this.pool = new Pool(concurrency, () => start(setup));
+  }
+
+  get size(): number {
+    return this.pool.size;
+  }
+
+  get free(): number {
+    return this.pool.free;
+  }
+
+  get deaths(): number {
+    return this.pool.deaths;
+  }
+
+  /** Loads the first model in every thread. */
+  async warm(): Promise<void> {
+    const load = this.load({ loras: [] });
+    await Promise.all(Array.from({ length: this.size }, () => this.pool.run({ load }, { about: load.key })));
+  }
+
+  check(request: PictureRequest): void {
+    this.catalogue.check(request);
+    this.load(request);
+  }
+
+  async paint(
+    request: PictureRequest,
+    { stop, onStep }: { stop: Stop; onStep(step: Step): void },
+  ): Promise<Made> {
+    const load = this.load(request);
+    const task = { load, request, stop: stop.flag.buffer as SharedArrayBuffer };
+    const result = (await this.pool.run(task, { about: load.key, onNote: onStep })) as PictureResult;
+    const pictures = result.pictures.map(({ picture, settings }) => new GeneratedPicture(picture, settings));
+    return { ...result, pictures };
+  }
+
+  private load(request: Pick<PictureRequest, "model" | "loras" | "steps">): LoadSpec {
+    const load = this.catalogue.load(request);
+    if (load.bytes <= this.memoryLimit) return load;
+    const [needed, most] = [load.bytes, this.memoryLimit].map((n) => `${Math.ceil(n / 2 ** 20)} MiB`);
+    throw new Refusal("invalid_value", `the model has ${needed} of weights; a worker may load ${most}`, {
+      param: "model",
+    });
+  }
+
+  close(): Promise<void> {
+    return this.pool.close();
+  }
+}
+
+function startWorker(setup: WorkerSetup): Worker {
+  return startThread(import.meta.url, "worker", setup);
+}

@@ -1,0 +1,49 @@
+/** @file Models that stay loaded; those that were used longest ago make room for others. */
+
+import { SDXL } from "../pipelines/index.ts";
+import type { LoadSpec, WorkerSetup } from "./protocol.ts";
+
+/** Prompts of a model whose encoding is kept. */
+const PROMPTS = 256;
+
+export class WarmModels {
+  private readonly setup: WorkerSetup;
+  /** The last one was used last. */
+  private readonly models = new Map<string, { sdxl: SDXL; bytes: number }>();
+
+  constructor(setup: WorkerSetup) {
+    this.setup = setup;
+  }
+
+  async get({ key, path, steps, loras, bytes }: LoadSpec): Promise<SDXL> {
+    const warm = this.models.get(key);
+    if (warm) {
+      this.models.delete(key);
+      this.models.set(key, warm);
+      return warm.sdxl;
+    }
+    const { device, threads, memoryLimit } = this.setup;
+    for (const oldest of [...this.models.keys()]) {
+      if (this.bytes + bytes <= memoryLimit) break;
+      await this.unload(oldest);
+    }
+    const added = Object.keys(loras).length > 0 ? loras : undefined;
+    const sdxl = await SDXL.load(path, { device, threads, steps, loras: added, promptCache: PROMPTS });
+    this.models.set(key, { sdxl, bytes });
+    return sdxl;
+  }
+
+  private get bytes(): number {
+    return [...this.models.values()].reduce((sum, model) => sum + model.bytes, 0);
+  }
+
+  private async unload(key: string): Promise<void> {
+    const model = this.models.get(key);
+    this.models.delete(key);
+    await model?.sdxl.dispose();
+  }
+
+  async dispose(): Promise<void> {
+    for (const key of [...this.models.keys()]) await this.unload(key);
+  }
+}
