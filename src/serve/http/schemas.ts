@@ -1,0 +1,171 @@
+/** @file What requests and answers look like. The same schemas check them and make the OpenAPI document. */
+
+import { z } from "zod";
+import { SAMPLERS } from "../../samplers/index.ts";
+
+/** Characters; models read 75 tokens. */
+const PROMPT = 2000;
+
+/** NUL cannot be written into a PNG. */
+const text = z
+  .string()
+  .max(PROMPT)
+  .regex(/^[^\0]*$/, "leave out the NUL character");
+const prompt = text.min(1, "give a text").describe("What the picture shows.");
+const seed = z
+  .union([z.int().min(0), z.string().regex(/^\d{1,20}$/)], "give a whole number from 0 to 2^64 - 1")
+  .refine((value) => BigInt(value) < 2n ** 64n, "give a whole number from 0 to 2^64 - 1")
+  .describe("Of the noise; picture i takes seed + i. Beyond 2^53 as text. Default: random.");
+
+/** The wishes that both APIs know by these names. */
+const wishes = {
+  model: z.string().max(200).describe("A name from the list of models. Default: the first."),
+  n: z.int().min(1).max(10).describe("Pictures."),
+  negative_prompt: text.describe("What it should not show; needs a guidance scale above 1."),
+  steps: z.int().min(1).max(1000).describe("Network evaluations. Default: the model's."),
+  guidance_scale: z.number().min(0).max(100).describe("Up to 1 it is off. Default: the model's."),
+};
+
+const side = z.int().min(1).max(8192).describe("Pixels. Default: the model's.");
+
+export const jobRequest = z
+  .strictObject({
+    prompt,
+    model: wishes.model.optional(),
+    n: wishes.n.default(1),
+    negative_prompt: wishes.negative_prompt.default(""),
+    steps: wishes.steps.optional(),
+    guidance_scale: wishes.guidance_scale.optional(),
+    seed: seed.optional(),
+    width: side.optional(),
+    height: side.optional(),
+    sampler: z.enum(Object.keys(SAMPLERS)).optional().describe("Default: the model's."),
+    loras: z
+      .array(
+        z.strictObject({ name: z.string().max(200), strength: z.number().min(-100).max(100).default(1) }),
+      )
+      .max(8)
+      .default([])
+      .describe("Adapters on the UNet, names from the list of LoRAs."),
+    previews: z.int().min(0).max(100).default(0).describe("How many of the steps come with a preview."),
+    priority: z.int().min(-10).max(10).default(0).describe("Higher ones are done first."),
+    time_limit: z
+      .number()
+      .positive()
+      .max(86400)
+      .optional()
+      .describe("Seconds of work. Default: the server's."),
+  })
+  .meta({ id: "JobRequest" });
+
+/** Clients of OpenAI send null for what they leave out, and fields that mean nothing here. */
+export const imagesRequest = z
+  .object({
+    prompt,
+    model: wishes.model.nullish(),
+    n: wishes.n.nullish(),
+    size: z
+      .string()
+      .regex(/^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$/, 'give "auto" or pixels such as "64x64"')
+      .nullish(),
+    response_format: z.enum(["b64_json", "url"]).nullish(),
+    output_format: z.enum(["png", "jpeg", "webp"]).nullish(),
+    output_compression: z.int().min(0).max(100).nullish().describe("Quality of JPEG and WebP."),
+    stream: z.boolean().nullish(),
+    partial_images: z.int().min(0).max(3).nullish(),
+    background: z.enum(["opaque", "auto"], 'pictures are opaque; give "opaque" or "auto"').nullish(),
+    quality: z.enum(["auto", "low", "medium", "high", "standard", "hd"]).nullish().describe("No effect."),
+    style: z.enum(["vivid", "natural"]).nullish().describe("No effect."),
+    moderation: z.enum(["auto", "low"]).nullish().describe("No effect."),
+    user: text.nullish().describe("No effect."),
+    negative_prompt: wishes.negative_prompt.nullish(),
+    steps: wishes.steps.nullish(),
+    guidance_scale: wishes.guidance_scale.nullish(),
+    seed: seed.nullish(),
+  })
+  .meta({ id: "ImagesRequest" });
+
+export const errorBody = z
+  .object({
+    error: z.object({
+      message: z.string(),
+      type: z.string(),
+      param: z.string().nullable(),
+      code: z.string().nullable(),
+    }),
+  })
+  .meta({ id: "Error" });
+
+const seedOut = z.union([z.number(), z.string()]);
+
+export const job = z
+  .object({
+    id: z.string(),
+    status: z.enum(["queued", "running", "completed", "failed", "cancelled"]),
+    created_at: z.number().describe("Seconds since 1970, as all times."),
+    started_at: z.number().optional(),
+    finished_at: z.number().optional(),
+    position: z.int().optional().describe("Jobs before it."),
+    progress: z.object({ step: z.int(), of: z.int() }).optional(),
+    request: z.object({
+      prompt: z.string(),
+      negative_prompt: z.string(),
+      model: z.string().optional(),
+      n: z.int(),
+      seed: seedOut,
+      steps: z.int().optional(),
+      guidance_scale: z.number().optional(),
+      width: z.int().optional(),
+      height: z.int().optional(),
+      sampler: z.string().optional(),
+      loras: z.array(z.object({ name: z.string(), strength: z.number() })),
+      previews: z.int(),
+      priority: z.int(),
+      time_limit: z.number().optional(),
+    }),
+    pictures: z
+      .array(
+        z.object({
+          url: z.string(),
+          width: z.int(),
+          height: z.int(),
+          seed: seedOut,
+          steps: z.int(),
+          guidance_scale: z.number(),
+          sampler: z.string(),
+        }),
+      )
+      .describe("Empty until it is completed."),
+    warnings: z.array(z.string()),
+    seconds: z.record(z.string(), z.number()).optional().describe("Of each part of the work."),
+    error: z.object({ code: z.string(), message: z.string() }).optional(),
+  })
+  .meta({ id: "Job" });
+
+export const model = z
+  .object({
+    name: z.string(),
+    default: z.boolean(),
+    width: z.int(),
+    height: z.int(),
+    multiple: z.int().describe("Both sides of a picture are multiples of this."),
+    steps: z.int(),
+    guidance_scale: z.number(),
+    few_steps: z.array(z.int()).describe("Step counts that have weights of their own."),
+  })
+  .meta({ id: "Model" });
+
+export const openaiModel = z
+  .object({ id: z.string(), object: z.literal("model"), created: z.int(), owned_by: z.string() })
+  .meta({ id: "OpenAIModel" });
+
+export const imagesResponse = z
+  .object({
+    created: z.int(),
+    data: z.array(z.object({ b64_json: z.string().optional(), url: z.string().optional(), seed: seedOut })),
+    output_format: z.string(),
+    size: z.string(),
+    background: z.literal("opaque"),
+    quality: z.string(),
+  })
+  .meta({ id: "ImagesResponse" });
