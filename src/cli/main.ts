@@ -12,6 +12,7 @@ import { evalCommand } from "./eval.ts";
 import { generateCommand } from "./generate.ts";
 import { infoCommand } from "./info.ts";
 import { pullCommand } from "./pull.ts";
+import { serveCommand } from "./serve.ts";
 import { trainCommand } from "./train.ts";
 
 const program = new Command("fewstep")
@@ -27,6 +28,7 @@ dataCommand(program);
 trainCommand(program);
 distillCommand(program);
 evalCommand(program);
+serveCommand(program);
 
 handleSignals();
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
