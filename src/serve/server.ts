@@ -25,7 +25,7 @@ export interface Server extends AsyncDisposable {
   readonly app: FastifyInstance;
   /** Gives the address. */
   listen(): Promise<string>;
-  /** Running jobs have `grace` seconds to end, default 6; they and all others are then reported failed. */
+  /** Running jobs have `grace` seconds to end, default 5; they and all others are then reported failed. */
   close(grace?: number): Promise<void>;
 }
 
@@ -49,7 +49,7 @@ export async function createServer(options: ServeOptions = {}): Promise<Server> 
   }
   const app = await buildApp({ jobs, catalogue, onError }, metrics, { ...options, host });
 
-  const close = async (grace = 6): Promise<void> => {
+  const close = async (grace = 5): Promise<void> => {
     const late = setTimeout(() => app.server.closeAllConnections(), (grace + 1) * 1000);
     await Promise.all([jobs.close(grace), app.close()]);
     clearTimeout(late);

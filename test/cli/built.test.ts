@@ -43,6 +43,22 @@ test("info of weights and model folders", async () => {
   expect((await built("info", TINY)).stdout).toContain("UNet2DConditionModel");
 });
 
+test("serve, with its worker", async () => {
+  const serving = built("serve", "--model", TINY, "--port", "0");
+  serving.child.stdout?.once("data", async (url) => {
+    const body = JSON.stringify({ prompt: "a red apple", steps: 1, response_format: "url" });
+    const headers = { "content-type": "application/json" };
+    const answer = await fetch(`${String(url).trim()}/v1/images/generations`, {
+      method: "POST",
+      body,
+      headers,
+    });
+    if (answer.status === 200) serving.child.kill("SIGTERM");
+    else serving.child.kill("SIGKILL");
+  });
+  expect((await serving).stderr).toBe("");
+});
+
 test("train, with its workers", async () => {
   for (const name of ["a", "b", "c", "d"]) {
     put(`pictures/${name}.png`, await plain("png", [8, 8]));

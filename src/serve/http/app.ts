@@ -55,7 +55,7 @@ export async function buildApp(
     bodyLimit: BODY,
     requestTimeout,
     keepAliveTimeout,
-    http: { maxHeaderSize: HEADERS, headersTimeout },
+    http: { maxHeaderSize: HEADERS, headersTimeout, connectionsCheckingInterval: 5_000 },
     genReqId: () => randomUUID(),
     forceCloseConnections: "idle",
     return503OnClosing: false, // the answers say it themselves
@@ -104,7 +104,11 @@ export async function buildApp(
     transform: jsonSchemaTransform,
     transformObject: jsonSchemaTransformObject,
   });
-  await app.register(swaggerUi, { routePrefix: "/docs", staticCSP: true });
+  await app.register(swaggerUi, {
+    routePrefix: "/docs",
+    staticCSP: "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'self'",
+    uiConfig: { validatorUrl: null }, // the document stays here
+  });
   app.get("/openapi.json", { schema: { hide: true } }, async () => app.swagger());
   app.get(
     "/healthz",

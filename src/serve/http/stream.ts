@@ -14,14 +14,11 @@ export interface ServerEvent {
   data: unknown;
 }
 
-/** Aborts when the client is gone before the answer was complete. */
+/** Aborts when the client has its answer, or is gone before. */
 export function clientGone({ raw }: FastifyReply): AbortSignal {
   const controller = new AbortController();
-  const leave = (): void => {
-    if (!raw.writableFinished) controller.abort();
-  };
-  if (raw.destroyed) leave();
-  else raw.once("close", leave);
+  if (raw.destroyed) controller.abort();
+  else raw.once("close", () => controller.abort());
   return controller.signal;
 }
 
@@ -42,9 +39,14 @@ async function* frames(
   events: AsyncGenerator<ServerEvent, void>,
   onError: (error: unknown) => void,
 ): AsyncGenerator<string, void> {
-  yield ":\n\n"; // so that the headers are sent at once
+  const ask = () => {
+    const answer = events.next();
+    answer.catch(() => {}); // nobody waits for it when the client leaves during a `yield`
+    return answer;
+  };
   try {
-    let next = events.next();
+    let next = ask(); // nothing is missed from now on
+    yield ":\n\n"; // so that the headers are sent at once
     for (;;) {
       const rest = new AbortController();
       const quiet = sleep(PING_MS, "quiet" as const, { signal: rest.signal }).catch(() => "quiet" as const);
@@ -53,7 +55,7 @@ async function* frames(
       else if (news.done) return;
       else {
         yield frame(news.value);
-        next = events.next();
+        next = ask();
       }
     }
   } catch (error) {
