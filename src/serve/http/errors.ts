@@ -1,9 +1,12 @@
 /** @file Errors as OpenAI's clients read them, for both APIs. */
 
+import { STATUS_CODES } from "node:http";
+import type { Socket } from "node:net";
 import type { FastifyError, FastifyReply, FastifyRequest } from "fastify";
 import type { z } from "zod";
 import { quote } from "../../weights/index.ts";
 import { type Reason, Refusal } from "../refusal.ts";
+import { BODY, HEADERS, kibibytes } from "./limits.ts";
 import type { errorBody } from "./schemas.ts";
 
 const STATUS: Readonly<Record<Reason, number>> = {
@@ -36,7 +39,10 @@ const FASTIFY: Readonly<Record<string, readonly [Reason, string]>> = {
     "unsupported_media_type",
     "send JSON, with Content-Type: application/json",
   ],
-  FST_ERR_CTP_BODY_TOO_LARGE: ["request_too_large", "the body is too large; at most 64 KiB are read"],
+  FST_ERR_CTP_BODY_TOO_LARGE: [
+    "request_too_large",
+    `the body is too large; at most ${kibibytes(BODY)} are read`,
+  ],
 };
 
 export type ErrorBody = z.infer<typeof errorBody>;
@@ -80,6 +86,28 @@ export function errorHandler(onError: (error: unknown) => void) {
     if (!refusal && error.name !== "AbortError") onError(error);
     return sendError(refusal ?? internalError(), reply);
   };
+}
+
+/** What Node's parser refuses before it is a request. */
+const GARBAGE: Readonly<Record<string, readonly [status: number, Refusal]>> = {
+  HPE_HEADER_OVERFLOW: [
+    431,
+    new Refusal("request_too_large", `the headers are too large; at most ${kibibytes(HEADERS)} are read`),
+  ],
+  ERR_HTTP_REQUEST_TIMEOUT: [408, new Refusal("invalid_value", "the request came in too slowly")],
+};
+
+export function answerGarbage({ code = "" }: Error & { code?: string }, socket: Socket): void {
+  if (code === "ECONNRESET" || !socket.writable) return void socket.destroy();
+  const [status, refusal] = GARBAGE[code] ?? [400, new Refusal("invalid_value", "this is no HTTP request")];
+  const body = JSON.stringify(errorOf(refusal));
+  const head = [
+    `HTTP/1.1 ${status} ${STATUS_CODES[status]}`,
+    "Content-Type: application/json",
+    `Content-Length: ${Buffer.byteLength(body)}`,
+    "Connection: close",
+  ];
+  socket.end(`${head.join("\r\n")}\r\n\r\n${body}`);
 }
 
 /** Checks with zod; what is wrong is told in one sentence. */

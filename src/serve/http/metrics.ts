@@ -56,7 +56,7 @@ export class Metrics {
     if (startedAt !== undefined) this.worked.observe((finishedAt - startedAt) / 1000);
   }
 
-  /** Measures requests, and serves the numbers at /metrics. */
+  /** Serves the numbers at /metrics. */
   serve(app: FastifyInstance): void {
     const response = { 200: { content: { "text/plain": { schema: z.string() } } } };
     app.get("/metrics", { schema: { summary: "Numbers for Prometheus", response } }, async (_, reply) =>
@@ -64,6 +64,7 @@ export class Metrics {
     );
   }
 
+  /** Measures all requests. */
   measure(app: FastifyInstance): void {
     app.addHook("onResponse", async (request, { statusCode, elapsedTime }) => {
       const labels = {
