@@ -82,7 +82,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;
     const { schedule = defaults.schedule } = options;
     const { width, height } = sizeFor(sdxl.info, options.size);
-    const warnings = sdxl.warnings({ steps, guidance, negativePrompt: negative });
+    const warnings = sdxl.warnings({ steps, guidance, negativePrompt: negative }, prompt);
     if (!options.json && !options.quiet) for (const warning of warnings) console.error(`fewstep: ${warning}`);
     const onStep = (step: { i: number; total: number }): void =>
       progress.update("denoising", step.i + 1, step.total);

@@ -60,9 +60,9 @@ export class Pool<Task, Note, Result> {
     if (!slot) throw new Error("every thread has a task");
     slot.about = about;
     return new Promise((resolve, reject) => {
-      slot.run = { onNote, resolve, reject };
       slot.worker ??= this.open(slot);
       slot.worker.postMessage(task);
+      slot.run = { onNote, resolve, reject }; // last: when one of these throws, the thread stays free
     });
   }
 

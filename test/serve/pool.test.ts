@@ -56,3 +56,14 @@ test.each(["die", "throw"])("a thread that ends is replaced: %s", async (how) =>
   expect(await one.run("a", { about: "" })).toBe("thread 2");
   expect(one.deaths).toBe(1);
 });
+
+test("a thread that cannot be started, or a task that cannot be sent, leaves the place free", async () => {
+  const none = new Pool<unknown, string, string>(1, () => {
+    throw new Error("no threads");
+  });
+  await expect(none.run("a", { about: "" })).rejects.toThrow("no threads");
+  expect(none.free).toBe(1);
+  const one = pool(1) as Pool<unknown, string, string>;
+  await expect(one.run(() => {}, { about: "" })).rejects.toThrow(/could not be cloned/);
+  expect(await one.run("a", { about: "" })).toBe("thread 1");
+});
