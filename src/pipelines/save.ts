@@ -64,6 +64,12 @@ export async function saveTokenizer(folder: string, files: TokenizerFiles): Prom
   });
 }
 
+/** Class and config of a component that is there. */
+async function described(folder: string): Promise<{ className: string; config: Record<string, unknown> }> {
+  const { _class_name, architectures, ...config } = await readJson(join(folder, "config.json"));
+  return { className: (_class_name as string | undefined) ?? (architectures as string[])[0], config };
+}
+
 /** Copies a component with its weights in another precision, its config with some fields changed. */
 export async function copyComponent(
   from: string,
@@ -71,8 +77,7 @@ export async function copyComponent(
   dtype: WeightsDType,
   changes: object = {},
 ): Promise<void> {
-  const { _class_name, architectures, ...config } = await readJson(join(from, "config.json"));
-  const className = (_class_name as string | undefined) ?? (architectures as string[])[0];
+  const { className, config } = await described(from);
   await saveComponent(to, className, { ...config, ...changes }, await loadWeights(from), dtype);
 }
 
@@ -82,8 +87,7 @@ export async function replaceWeights(
   tensors: Readonly<Record<string, HostTensor>>,
   dtype: WeightsDType,
 ): Promise<void> {
-  const { _class_name, architectures, ...config } = await readJson(join(folder, "config.json"));
-  const className = (_class_name as string | undefined) ?? (architectures as string[])[0];
+  const { className, config } = await described(folder);
   await saveComponent(folder, className, config, tensors, dtype);
 }
 
