@@ -26,17 +26,26 @@ import { ClipTokenizer, trainBpe } from "../tokenizers/index.ts";
 import { matchKeys, SafetensorsFile } from "../weights/index.ts";
 import { fit, type Job, type Progress } from "./fit.ts";
 import {
-  type Material,
+  type LatentPictures,
   type OpenOptions,
   openData,
   openLatents,
   openMaterial,
   readTextEncoders,
+  type TextEncoders,
 } from "./material.ts";
 import { adamw } from "./optimizer.ts";
 import { replicasFor, trainedBy } from "./parallel.ts";
 import { differences, fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
-import { clipJob, encodedPrompts, latentEncoder, trainedPrompts, unetJob, vaeJob } from "./tasks.ts";
+import {
+  clipJob,
+  encodedPrompts,
+  latentEncoder,
+  type PromptSource,
+  trainedPrompts,
+  unetJob,
+  vaeJob,
+} from "./tasks.ts";
 
 type Weights = Record<string, HostTensor>;
 
@@ -208,13 +217,8 @@ function under(weights: Weights, prefix: string): Weights {
 async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promise<Task> {
   const { config, out, seed, microBatch: batch, dropPrompt, minSnr, weighting, timestepBias, dtype } = recipe;
   const text = recipe.trainTextEncoders ? await readTextEncoders(recipe.text) : undefined;
-  const pictures = text
-    ? await openLatents(recipe, config, options)
-    : await openMaterial(recipe, config, options);
+  const { pictures, prompts } = await unetMaterial(recipe, text, options);
   const { data, latents, scaleFactor } = pictures;
-  const prompts = text
-    ? trainedPrompts(data, text.configs, text.tokenizers)
-    : encodedPrompts(data, (pictures as Material).bank);
 
   const model = join(out, "model");
   await saveParts(recipe, model);
@@ -245,6 +249,20 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
     matchKeys(`start ${recipe.start}`, unetWeights(shapes), unetWeights(start));
   }
   return { job: { ...job, start }, finish: saveNetworks, close: pictures.close };
+}
+
+/** Pictures, with captions for the encoders that are trained or encoded by those that stay. */
+async function unetMaterial(
+  recipe: RecipeOf<"unet">,
+  trained: TextEncoders | undefined,
+  options: TrainOptions,
+): Promise<{ pictures: LatentPictures; prompts: PromptSource }> {
+  if (trained) {
+    const pictures = await openLatents(recipe, recipe.config, options);
+    return { pictures, prompts: trainedPrompts(pictures.data, trained.configs, trained.tokenizers) };
+  }
+  const material = await openMaterial(recipe, recipe.config, options);
+  return { pictures: material, prompts: encodedPrompts(material.data, material.bank) };
 }
 
 const TEXT_ENCODERS = ["text_encoder", "text_encoder_2"] as const;
