@@ -24,7 +24,7 @@ const BUDGET: Record<string, number> = {
   models: 850,
   pipelines: 1250,
   data: 1050,
-  train: 1950,
+  train: 2100,
   distill: 1050,
   eval: 700,
   serve: 1800,

@@ -26,13 +26,13 @@ import { atomicWrite, fileHash } from "../platform/index.ts";
 import { alphasCumprod, type PredictionType, schedulerConfig } from "../samplers/index.ts";
 import { castTensor, floats, type HostTensor } from "../tensor/index.ts";
 import {
-  adamw,
   type FitOptions,
   fit,
   hashOf,
   type Material,
   type OpenOptions,
   openMaterial,
+  optimizerOf,
   type Progress,
   replicasFor,
   unetLoss,
@@ -215,7 +215,7 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
     learningRate: phase.learningRate,
     emaDecay: phase.emaDecay ?? recipe.emaDecay,
     sampleEvery: recipe.sampleEvery || phase.steps,
-    optimizer: adamw(recipe.optimizer),
+    optimizer: optimizerOf(recipe.optimizer),
     accumulate: micro / replicas,
     replicas,
     fingerprint,

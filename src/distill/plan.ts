@@ -7,7 +7,7 @@ import { clipTextConfig, unetConfig, vaeConfig, vaeScaleFactor } from "../models
 import { readConfig } from "../pipelines/index.ts";
 import { compile } from "../runtime/index.ts";
 import { sizeOf } from "../tensor/index.ts";
-import { adamw, type Pass, passGraph, replicasFor, trainedBy } from "../train/index.ts";
+import { optimizerOf, type Pass, passGraph, replicasFor, trainedBy } from "../train/index.ts";
 import { phaseTitle } from "./distill.ts";
 import { DISCRIMINATOR, type Setting } from "./lightning.ts";
 import { passesOf, phaseSetting } from "./phase.ts";
@@ -110,7 +110,7 @@ function estimate(
   const flops = passes.reduce((sum, pass) => sum + flopsOf(passGraph(pass, frozen)), 0);
   const gflop = (flops * batch) / recipe.microBatch / 1e9;
   // Each replica has parameters, gradients and state of its own; one more of each is shared.
-  const states = adamw(recipe.optimizer).state.length + 1;
+  const states = optimizerOf(recipe.optimizer).state.length + 1;
   const perParameter = replicas * (2 + states) + 1 + replicas + states;
   const fixed = [...frozen.values()].reduce((sum, size) => sum + size, 0);
   const floats = (trained + discriminator) * perParameter + replicas * (fixed + activations(passes));

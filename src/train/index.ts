@@ -1,6 +1,15 @@
 export { type FitOptions, fit, type Job, type Progress } from "./fit.ts";
 export { type Material, type OpenOptions, openMaterial } from "./material.ts";
-export { type AdamWOptions, adamw, type LearningRate, learningRateAt, type Optimizer } from "./optimizer.ts";
+export {
+  type AdamWOptions,
+  adamw,
+  type LearningRate,
+  learningRateAt,
+  type MuonOptions,
+  muon,
+  type Optimizer,
+  optimizerOf,
+} from "./optimizer.ts";
 export {
   type Loss,
   ParallelTrainer,

@@ -21,7 +21,7 @@ import {
 import { type ExternalTensor, emitOnnx } from "../onnx/index.ts";
 import { endThread, startThread } from "../platform/index.ts";
 import { floats, type HostTensor, sizeOf } from "../tensor/index.ts";
-import { type Optimizer, type StepScalars, scalarInputs } from "./optimizer.ts";
+import { matrixOf, type Optimizer, type StepScalars, scalarInputs } from "./optimizer.ts";
 
 export interface Chunk {
   start: number;
@@ -30,6 +30,10 @@ export interface Chunk {
   pass: number;
   /** Whether weight decay applies: matrices and kernels yes; biases and norms no. */
   decays: boolean;
+  /** Of a matrix that the optimiser updates as a whole; other chunks are [length]. */
+  matrix?: [rows: number, columns: number];
+  /** The replica that updates it. */
+  owner: number;
 }
 
 interface Slot {
@@ -49,7 +53,8 @@ export interface ReplicaSetup {
   stateNames: string[];
   /** Models of the passes by the signature of a micro-batch. */
   models: Record<string, Uint8Array[]>;
-  update: Uint8Array;
+  /** Models of the optimiser by the shape of what they update; "" for chunks of any length. */
+  updates: Record<string, Uint8Array>;
   parameters: SharedArrayBuffer;
   gradients: SharedArrayBuffer[];
   state: SharedArrayBuffer[];
@@ -149,8 +154,8 @@ export class ParallelTrainer implements AsyncDisposable {
         throw new Error("all variants of a step must have the same parameters");
       models[signature(givenInputs(variant, graphs))] = graphs.map((g) => emitOnnx(g, { weights: frozen }));
     }
-    const { layout, chunks, size, ranges } = plan(trained);
     const count = replicas ?? availableParallelism();
+    const { layout, chunks, size, ranges } = plan(trained, count, optimizer);
     const stateNames = [...optimizer.state, "ema"];
     const memory = () => new SharedArrayBuffer(size * 4);
     const setup: ReplicaSetup = {
@@ -162,7 +167,9 @@ export class ParallelTrainer implements AsyncDisposable {
       passes: passes.map((pass, i) => passPlan(pass, ranges[i])),
       stateNames,
       models,
-      update: emitOnnx(updateGraph(optimizer)),
+      updates: Object.fromEntries(
+        chunks.map(({ matrix }) => [`${matrix ?? ""}`, emitOnnx(updateGraph(optimizer, matrix))]),
+      ),
       parameters: memory(),
       gradients: Array.from({ length: count }, memory),
       state: stateNames.map(memory),
@@ -331,8 +338,15 @@ function givenInputs(passes: readonly Pass[], graphs: readonly Graph[]): [string
 
 type Range = readonly [start: number, end: number];
 
-/** Lays the parameters out in one flat array, pass by pass and those that decay first, and cuts it into chunks. */
-function plan(trained: readonly (readonly { name: string; shape: number[] }[])[]): {
+/**
+ * Lays the parameters out in one flat array, pass by pass and those that decay first, and cuts it into chunks: whole
+ * matrices where the optimiser wants them, else pieces of any parameters. Each goes to the replica with least to do.
+ */
+function plan(
+  trained: readonly (readonly { name: string; shape: number[] }[])[],
+  replicas: number,
+  optimizer: Optimizer,
+): {
   layout: Slot[];
   chunks: Chunk[];
   size: number;
@@ -343,32 +357,46 @@ function plan(trained: readonly (readonly { name: string; shape: number[] }[])[]
   let size = 0;
   const ranges = trained.map((parameters, pass): Range => {
     const first = size;
+    const work = new Array<number>(replicas).fill(0);
+    const add = (chunk: Omit<Chunk, "pass" | "owner">) => {
+      const owner = work.indexOf(Math.min(...work));
+      work[owner] += chunk.length * Math.min(...(chunk.matrix ?? [1]));
+      chunks.push({ ...chunk, pass, owner });
+    };
     for (const decays of [true, false]) {
+      const group = parameters.filter(({ shape }) => shape.length >= 2 === decays);
+      const matrices = group.map(({ name, shape }) => optimizer.updateMatrix && matrixOf(name, shape));
+      const place = ({ name, shape }: (typeof group)[number]) => {
+        layout.push({ name, shape, start: size, length: sizeOf(shape) });
+        size += sizeOf(shape);
+      };
+      for (const [i, matrix] of matrices.entries()) {
+        if (!matrix) continue;
+        add({ start: size, length: sizeOf(matrix), decays, matrix });
+        place(group[i]);
+      }
       const from = size;
-      for (const { name, shape } of parameters)
-        if (shape.length >= 2 === decays) {
-          layout.push({ name, shape, start: size, length: sizeOf(shape) });
-          size += sizeOf(shape);
-        }
+      for (const [i, parameter] of group.entries()) if (!matrices[i]) place(parameter);
       for (let start = from; start < size; start += CHUNK)
-        chunks.push({ start, length: Math.min(CHUNK, size - start), pass, decays });
+        add({ start, length: Math.min(CHUNK, size - start), decays });
     }
     return [first, size];
   });
   return { layout, chunks, size, ranges };
 }
 
-/** The optimiser on one flat chunk of any length. */
-function updateGraph(optimizer: Optimizer) {
-  const shape = [symbol("N")];
+/** The optimiser on one matrix, or on one flat chunk of any length. */
+function updateGraph(optimizer: Optimizer, matrix?: readonly [number, number]): Graph {
+  const shape = matrix ?? [symbol("N")];
   const p = input("p", "float32", shape);
   const state = optimizer.state.map((s) => input(s, "float32", shape));
   const average = input("ema", "float32", shape);
   const scalars = scalarInputs();
-  const [next, nextState] = optimizer.update(p, input("g", "float32", shape), state, scalars);
+  const update = matrix ? optimizer.updateMatrix! : optimizer.update;
+  const [next, nextState] = update(p, input("g", "float32", shape), state, scalars);
   return graph({
     "next.p": next,
-    ...Object.fromEntries(optimizer.state.map((s, i) => [`next.${s}`, nextState[i]])),
+    ...Object.fromEntries(nextState.map((value, i) => [`next.${optimizer.state[i]}`, value])),
     "next.ema": average.mul(scalars.emaDecay).add(next.sub(next.mul(scalars.emaDecay))),
   });
 }

@@ -34,7 +34,7 @@ import {
   readTextEncoders,
   type TextEncoders,
 } from "./material.ts";
-import { adamw } from "./optimizer.ts";
+import { optimizerOf } from "./optimizer.ts";
 import { replicasFor, trainedBy } from "./parallel.ts";
 import { differences, fingerprint, type Recipe, type RecipeOf } from "./recipe.ts";
 import {
@@ -96,7 +96,7 @@ async function* run(
   onPrepare?.("building the training step");
   const weights = yield* fit(job, {
     ...recipe,
-    optimizer: adamw(recipe.optimizer),
+    optimizer: optimizerOf(recipe.optimizer),
     accumulate: micro / replicas,
     replicas,
     fingerprint: fingerprint(recipe),

@@ -1,7 +1,7 @@
 /** @file A whole training step as one program: forward, backward, clip, optimiser and average. */
 
 import { type Graph, grad, graph, input, parametersOf, type Value } from "../graph/index.ts";
-import { clipFactorValue, type Optimizer, scalarInputs } from "./optimizer.ts";
+import { clipFactorValue, matrixOf, type Optimizer, scalarInputs } from "./optimizer.ts";
 
 export interface StepOptions {
   optimizer: Optimizer;
@@ -43,12 +43,16 @@ export function trainStep(
   };
   parameters.forEach(({ name, shape, value }, i) => {
     const old = optimizer.state.map((s) => input(`${s}.${name}`, "float32", shape));
-    const [next, newState] = optimizer.update(value, gradients[i], old, { ...scalars, clip });
-    keep(name, next);
-    for (const [j, s] of optimizer.state.entries()) keep(`${s}.${name}`, newState[j]);
+    const matrix = optimizer.updateMatrix && matrixOf(name, shape as number[]);
+    const update = matrix ? optimizer.updateMatrix! : optimizer.update;
+    const flat = (v: Value) => (matrix ? v.reshape(matrix) : v);
+    const [next, newState] = update(flat(value), flat(gradients[i]), old.map(flat), { ...scalars, clip });
+    const updated = next.reshape(shape);
+    keep(name, updated);
+    for (const [j, v] of newState.entries()) keep(`${optimizer.state[j]}.${name}`, v.reshape(shape));
     if (ema) {
       const average = input(`ema.${name}`, "float32", shape);
-      keep(`ema.${name}`, average.mul(scalars.emaDecay).add(next.sub(next.mul(scalars.emaDecay))));
+      keep(`ema.${name}`, average.mul(scalars.emaDecay).add(updated.sub(updated.mul(scalars.emaDecay))));
     }
   });
   return { graph: graph(outputs), state };

@@ -17,8 +17,8 @@ const gradients = setup.gradients.map((b) => new Float32Array(b));
 const exported = setup.state.map((b) => new Float32Array(b));
 const squares = new Float64Array(setup.squares);
 const barrierCells = new Int32Array(setup.barrier);
-const mine = chunks.filter((_, i) => i % replicas === rank);
-const others = chunks.filter((_, i) => i % replicas !== rank);
+const mine = chunks.filter(({ owner }) => owner === rank);
+const others = chunks.filter(({ owner }) => owner !== rank);
 
 // ONNX Runtime does not take shared memory, so each replica computes on its own copies.
 const parameters = new Float32Array(size);
@@ -39,8 +39,8 @@ function toOrt(data: Float32Array | HostTensor["data"], shape: readonly number[]
   return new (platform().Tensor)(dtype as "float32", data as Float32Array, shape as number[]);
 }
 
-function view(array: Float32Array, { start, length }: Chunk): Tensor {
-  return toOrt(array.subarray(start, start + length), [length]);
+function view(array: Float32Array, { start, length, matrix }: Chunk): Tensor {
+  return toOrt(array.subarray(start, start + length), matrix ?? [length]);
 }
 
 const options: InferenceSession.SessionOptions = {
@@ -49,7 +49,9 @@ const options: InferenceSession.SessionOptions = {
   logSeverityLevel: 3,
 };
 const create = (model: Uint8Array) => platform().InferenceSession.create(model, options);
-const update = await create(setup.update);
+const updates = new Map<string, InferenceSession>();
+for (const shape of new Set(mine.map(({ matrix }) => `${matrix ?? ""}`)))
+  updates.set(shape, await create(setup.updates[shape]));
 const sessions = new Map<string, Promise<InferenceSession>>();
 // Passes of one shape are built at once; where there are many, each when it is first needed.
 const shapes = Object.keys(setup.models);
@@ -153,15 +155,15 @@ async function exchange(i: number, { count, scalars, clipNorm }: Exchange): Prom
   const clip = clipNorm === undefined ? 1 : Math.min(1, clipNorm / (norm + 1e-6));
   for (const chunk of own) {
     const values = { ...scalars, clip, decay: chunk.decays ? scalars.decay : 1 };
-    const feeds = Object.fromEntries(
-      Object.entries(values).map(([k, v]) => [k, toOrt(Float32Array.of(v), [])]),
-    );
-    const buffers = { p: parameters, ...Object.fromEntries(setup.stateNames.map((s, j) => [s, state[j]])) };
-    const tensors = Object.entries(buffers).map(([k, a]) => [k, view(a, chunk)] as const);
-    // Updates are elementwise and read each tensor before writing it, so they run in place.
-    await update.run(
-      { ...feeds, g: view(gradient, chunk), ...Object.fromEntries(tensors) },
-      Object.fromEntries(tensors.map(([k, t]) => [`next.${k}`, t])),
+    const arrays = { p: parameters, ...Object.fromEntries(setup.stateNames.map((s, j) => [s, state[j]])) };
+    const tensors: Record<string, Tensor> = { g: view(gradient, chunk) };
+    for (const [name, value] of Object.entries(values)) tensors[name] = toOrt(Float32Array.of(value), []);
+    for (const [name, array] of Object.entries(arrays)) tensors[name] = view(array, chunk);
+    // Each tensor is read for the last time by the elementwise step that writes it, so updates run in place.
+    const session = updates.get(`${chunk.matrix ?? ""}`)!;
+    await session.run(
+      Object.fromEntries(session.inputNames.map((name) => [name, tensors[name]])),
+      Object.fromEntries(session.outputNames.map((name) => [name, tensors[name.slice("next.".length)]])),
     );
     const { start, length } = chunk;
     shared.set(parameters.subarray(start, start + length), start);
@@ -178,7 +180,7 @@ function pull(which: readonly Chunk[]): void {
 parentPort!.on("message", async (message: StepRequest | "import" | "export" | "close") => {
   try {
     if (message === "close") {
-      for (const session of [update, ...sessions.values()]) await (await session).release();
+      for (const session of [...updates.values(), ...sessions.values()]) await (await session).release();
       parentPort!.close();
     } else if (message === "import") {
       pull(chunks);

@@ -11,6 +11,7 @@ torch 2.15, diffusers 0.39 and transformers 4.57 on one thread.
 import copy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -241,13 +242,40 @@ def noise_batch():
     return {**inputs, "sample": noisy, "target": noise}
 
 
-def train(model, batches, steps=10, **options):
+class Muon:
+    """torch.optim.Muon on linear layers and flattened kernels, AdamW on the rest; without rounding to bfloat16."""
+
+    def __init__(self, parameters, **options):
+        parameters = list(parameters)
+        self.matrices = [p for p in parameters if p.ndim >= 2]
+        self.flat = [torch.nn.Parameter(p.data.view(len(p), -1)) for p in self.matrices]  # the same memory
+        others = [p for p in parameters if p.ndim < 2]
+        decay = options.get("weight_decay", 0.01)
+        self.optimizers = [
+            torch.optim.Muon(self.flat, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, **options),
+        ]
+        self.param_groups = [group for o in self.optimizers for group in o.param_groups]
+
+    def zero_grad(self):
+        for p in (*self.matrices, *(p for g in self.optimizers[1].param_groups for p in g["params"])):
+            p.grad = None
+
+    def step(self):
+        for p, flat in zip(self.matrices, self.flat):
+            flat.grad = p.grad.view_as(flat)
+        with mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.double):
+            for optimizer in self.optimizers:
+                optimizer.step()
+
+
+def train(model, batches, steps=10, kind=torch.optim.AdamW, **options):
     """
-    Per-step numbers, and weights and their average after the last step, under AdamW. In double precision:
+    Per-step numbers, and weights and their average after the last step. In double precision:
     Adam divides rounding by rounding where gradients are small, so two float32 runs would drift apart.
     """
     model = copy.deepcopy(model).double()
-    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    optimizer = kind(model.parameters(), **options)
     average = EMAModel(model.parameters(), decay=0.8)
     numbers = {"loss": [], "grad_norm": [], "learning_rate": [], "ema_decay": []}
     for step in range(steps):
@@ -286,6 +314,7 @@ def record_training():
     runs = {
         "default": train(model, batches, weight_decay=0.01),
         "lightning": train(model, batches, betas=(0.0, 0.99), eps=1e-4, weight_decay=0.1),
+        "muon": train(model, batches, kind=Muon, weight_decay=0.1),
     }
     flat = {f"start.{k}": v for k, v in model.named_parameters()}
     flat |= {f"batch.{i}.{k}": v for i, batch in enumerate(batches) for k, v in batch.items()}

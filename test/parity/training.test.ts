@@ -5,14 +5,28 @@ import "../../src/platform/node.ts";
 import { unetConfig } from "../../src/models/index.ts";
 import { compile } from "../../src/runtime/index.ts";
 import { floats, type HostTensor } from "../../src/tensor/index.ts";
-import { type AdamWOptions, adamw, trainStep } from "../../src/train/index.ts";
+import { adamw, muon, type Optimizer, trainStep } from "../../src/train/index.ts";
 import { scalarFeeds } from "../../src/train/optimizer.ts";
 import { unetLoss } from "../../src/train/unet.ts";
 import { difference, goldenJson, goldenTensors, prefixed, type Tensors } from "./golden.ts";
 
-const runs: Record<string, AdamWOptions> = {
-  default: { weightDecay: 0.01 },
-  lightning: { betas: [0, 0.99], eps: 1e-4, weightDecay: 0.1 },
+interface Run {
+  optimizer: Optimizer;
+  /** How much it may enlarge float32 rounding of gradients: Muon's iterations grow small singular values 485 times. */
+  rounding: number;
+  /** Largest difference of weights, as a share of the way they went. */
+  apart: number;
+}
+
+const runs: Record<string, Run> = {
+  default: { optimizer: adamw({ weightDecay: 0.01 }), rounding: 1, apart: 1e-3 },
+  lightning: {
+    optimizer: adamw({ betas: [0, 0.99], eps: 1e-4, weightDecay: 0.1 }),
+    rounding: 1,
+    apart: 1e-3,
+  },
+  // Singular values of a gradient below √ε are rounding in float32, and their directions walk at random by a tenth.
+  muon: { optimizer: muon({ weightDecay: 0.1 }), rounding: 485, apart: 0.1 },
 };
 
 /** The part of a golden's group whose names start with `prefix`. */
@@ -28,11 +42,10 @@ function numbers(tensors: Tensors, name: string): number[] {
   return Array.from(tensors[name].data, Number);
 }
 
-test.each(Object.entries(runs))("ten steps of AdamW, %s", async (name, options) => {
+test.each(Object.entries(runs))("ten steps, %s", async (name, { optimizer, rounding, apart }) => {
   const { start, batch, [name]: run } = await goldenTensors("training", "start", "batch", name);
   const batches = [0, 1, 2].map((i) => part(batch, `${i}`));
   const [rates, emaDecays] = [numbers(run, "learning_rate"), numbers(run, "ema_decay")];
-  const optimizer = adamw(options);
   const config = unetConfig(await goldenJson("training"));
   const { loss, metrics } = unetLoss(config, { batch: 2, height: 8, width: 8, tokens: 5, pooled: 12 });
   const { graph, state } = trainStep(loss, { optimizer, clipNorm: 1, ema: true }, metrics);
@@ -64,8 +77,8 @@ test.each(Object.entries(runs))("ten steps of AdamW, %s", async (name, options) 
     weights: await farthest("", weights),
     averages: await farthest("ema.", averages),
   };
-  expect(result.losses).toBeLessThan(1e-5);
-  expect(result.norms).toBeLessThan(1e-4);
-  expect(result.weights).toBeLessThan(1e-3);
-  expect(result.averages).toBeLessThan(1e-3);
+  expect(result.losses).toBeLessThan(1e-5 * rounding);
+  expect(result.norms).toBeLessThan(1e-4 * rounding);
+  expect(result.weights).toBeLessThan(apart);
+  expect(result.averages).toBeLessThan(apart);
 });
