@@ -17,7 +17,7 @@ const BUDGET: Record<string, number> = {
   onnx: 700,
   weights: 700,
   hub: 800,
-  tokenizers: 200,
+  tokenizers: 400,
   samplers: 550,
   runtime: 600,
   nn: 350,

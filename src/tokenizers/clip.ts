@@ -56,6 +56,10 @@ export class ClipTokenizer {
   readonly maxLength: number;
   readonly start: number;
   readonly end: number;
+  /** Tokens of text in a row. */
+  readonly capacity: number;
+  /** The token of a comma, where there is one. */
+  readonly comma: number | undefined;
   private readonly pad: number;
   private readonly specials: RegExp;
   private readonly vocab: ReadonlyMap<string, number>;
@@ -65,6 +69,8 @@ export class ClipTokenizer {
   constructor({ vocab, merges, maxLength = 77, pad = END }: TokenizerFiles) {
     this.vocab = new Map(Object.entries(vocab));
     this.ranks = new Map(merges.map((m, i) => [m, i]));
+    if (!Number.isInteger(maxLength) || maxLength < 3)
+      throw new Error(`the tokenizer's maximum length is ${maxLength}; accepted are whole numbers from 3`);
     this.maxLength = maxLength;
     const special = (token: string) => {
       const id = this.vocab.get(token);
@@ -74,6 +80,8 @@ export class ClipTokenizer {
     this.start = special(START);
     this.end = special(END);
     this.pad = special(pad);
+    this.capacity = maxLength - 2;
+    this.comma = this.vocab.get(`,${END_OF_WORD}`);
     const escaped = [START, END, pad].map((token) => token.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"));
     this.specials = new RegExp(`(${escaped.join("|")})`);
   }
@@ -116,23 +124,26 @@ export class ClipTokenizer {
     return parts;
   }
 
-  /**
-   * Texts as rows of `maxLength` tokens: start, text (cut when too long), end, padding.
-   * @returns ids int64 [B,T] and the position of each first end token, int64 [B].
-   */
-  encodeBatch(texts: readonly string[]): { ids: HostTensor; end: HostTensor } {
-    const T = this.maxLength;
-    const rows = texts.map((text) => {
-      const tokens = this.encode(text).slice(0, T - 2);
-      return [this.start, ...tokens, this.end, ...new Array(T - 2 - tokens.length).fill(this.pad)];
-    });
+  /** A row of `maxLength` tokens: start, text (cut when too long), end, padding. */
+  row(tokens: readonly number[]): number[] {
+    const some = tokens.slice(0, this.capacity);
+    return [this.start, ...some, this.end, ...new Array(this.capacity - some.length).fill(this.pad)];
+  }
+
+  /** Rows as ids int64 [B,T], and the position of each first end token, int64 [B]. */
+  batch(rows: readonly (readonly number[])[]): { ids: HostTensor; end: HostTensor } {
     const ends = rows.map((row) => row.indexOf(this.end));
-    return { ids: ints([texts.length, T], rows.flat()), end: ints([texts.length], ends) };
+    return { ids: ints([rows.length, this.maxLength], rows.flat()), end: ints([rows.length], ends) };
+  }
+
+  /** Texts as rows of ids int64 [B,T], and the position of each first end token, int64 [B]. */
+  encodeBatch(texts: readonly string[]): { ids: HostTensor; end: HostTensor } {
+    return this.batch(texts.map((text) => this.row(this.encode(text))));
   }
 
   /** Whether a text loses tokens in `encodeBatch`. */
   isTooLong(text: string): boolean {
-    return this.encode(text).length > this.maxLength - 2;
+    return this.encode(text).length > this.capacity;
   }
 }
 
