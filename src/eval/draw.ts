@@ -20,7 +20,8 @@ export async function draw(
   const pictures: GeneratedPicture[] = [];
   for (let start = 0; start < captions.length; start += BATCH) {
     const some = captions.slice(start, start + BATCH);
-    pictures.push(...(await sdxl.textToImage(some, { ...sampling, seed: start })));
+    const options = { ...sampling, promptWeighting: "none", seed: start } as const; // captions are read as in training
+    pictures.push(...(await sdxl.textToImage(some, options)));
     onPictures?.(some.length);
   }
   return pictures;

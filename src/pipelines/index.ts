@@ -1,4 +1,6 @@
+export { PROMPT_WEIGHTINGS, type PromptWeighting } from "../tokenizers/index.ts";
 export { type CheckpointOptions, saveCheckpoint } from "./checkpoint.ts";
+export type { Pair, SizeConditioning } from "./conditioning.ts";
 export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
 export { describeModel, type ModelDescription, type ModelInfo } from "./info.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";

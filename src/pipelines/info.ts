@@ -4,12 +4,15 @@ import { stat } from "node:fs/promises";
 import { vaeScaleFactor } from "../models/index.ts";
 import type { Sampler, Schedule } from "../samplers/index.ts";
 import { type Components, readComponents } from "./components.ts";
+import { mostClipSkip } from "./encode.ts";
 
 export interface ModelInfo {
   /** Latent side the model was trained at. */
   sampleSize: number;
   /** Pixels per latent position. */
   vaeScaleFactor: number;
+  /** Layers of the text encoders that can be skipped. */
+  mostClipSkip: number;
   /** What pictures are made with where nothing else is asked. */
   defaults: { steps: number; guidance: number; sampler: Sampler; schedule: Schedule };
   /** Steps that the weights were distilled for, as their file says; undefined for others. */
@@ -29,6 +32,7 @@ export function modelInfo(parts: Components): ModelInfo {
   return {
     sampleSize: parts.unet.sample_size ?? parts.vae.sample_size / vaeFactor,
     vaeScaleFactor: vaeFactor,
+    mostClipSkip: mostClipSkip(parts),
     defaults: { ...parts.usual, schedule: parts.scheduler.timestep_spacing },
     distilled: parts.distilled,
   };

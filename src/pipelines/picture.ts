@@ -1,9 +1,11 @@
 /** @file A picture that remembers how it was made. */
 
 import { atomicWrite, encodePng, formatParameters, type Picture, version } from "../platform/index.ts";
+import { SIZE_TITLES, type SizeConditioning, sizesIn } from "./conditioning.ts";
+import type { EncodeOptions } from "./encode.ts";
 
 /** What the same picture is made from again. */
-export interface PictureSettings {
+export interface PictureSettings extends EncodeOptions, SizeConditioning {
   prompt: string;
   negativePrompt: string;
   /** Of the sampler. */
@@ -43,7 +45,11 @@ export class GeneratedPicture implements Picture {
   /** The settings as stable-diffusion-webui writes them. */
   get parameters(): string {
     const { prompt, negativePrompt, steps, sampler, schedule, guidance, guidanceRescale } = this.settings;
-    const { seed, model, loras = [] } = this.settings;
+    const { seed, model, loras = [], promptWeighting, clipSkip } = this.settings;
+    const sizes = Object.entries(sizesIn(this.settings)).map(([name, [first, second]]) => {
+      const title = SIZE_TITLES[name as keyof SizeConditioning];
+      return [title, title.endsWith("size") ? `${second}x${first}` : `${first}, ${second}`];
+    });
     return formatParameters(prompt, negativePrompt, {
       Steps: steps,
       Sampler: sampler,
@@ -53,6 +59,10 @@ export class GeneratedPicture implements Picture {
       Seed: seed,
       Size: `${this.width}x${this.height}`,
       Model: model,
+      // webui counts from the last layer, diffusers from the one that SDXL takes
+      "Clip skip": clipSkip ? clipSkip + 2 : undefined,
+      "Prompt weighting": promptWeighting,
+      ...Object.fromEntries(sizes),
       Loras: loras.map(({ name, strength }) => `${name}: ${strength}`).join(", ") || undefined,
       RNG: "CPU", // noise is that of torch's CPU generator
       Version: `fewstep ${version()}`,

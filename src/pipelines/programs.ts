@@ -3,7 +3,7 @@
 import { type Graph, graph, input, parametersOf, symbol } from "../graph/index.ts";
 import { clipText, clipTextWithProjection, unet, vaeDecode } from "../models/index.ts";
 import { loraScope, rootScope, type Scope } from "../nn/index.ts";
-import { concat } from "../ops/index.ts";
+import { concat, gather } from "../ops/index.ts";
 import { type CompileOptions, compile, type Program } from "../runtime/index.ts";
 import { readLora, SafetensorsFile, unetTable } from "../weights/index.ts";
 import type { Components } from "./components.ts";
@@ -11,7 +11,10 @@ import { weightsOf } from "./folder.ts";
 
 type Run = Pick<CompileOptions, "device" | "threads">;
 
-/** Token ids and end positions of both tokenizers → `hidden` [B,T,D] of both encoders, and `pooled` [B,P]. */
+/**
+ * Token ids and end positions of both tokenizers → `hidden` [B,T,D] of both encoders, and `pooled` [B,P]. `layer` and
+ * `layer_2` [1] say whose output `hidden` is: 0 that of the embeddings, and so on to the last layer but one.
+ */
 export async function compileText(model: Components, run: Run): Promise<Program> {
   const { text, tokenizers } = model;
   const B = symbol("B");
@@ -22,9 +25,12 @@ export async function compileText(model: Components, run: Run): Promise<Program>
     ids: tokens("ids_2", 1),
     end: input("end_2", "int64", [B]),
   });
-  const penultimate = [first, second].map(({ hiddenStates }) => hiddenStates[hiddenStates.length - 2]);
+  const hidden = [first, second].map(({ hiddenStates }, i) => {
+    const states = hiddenStates.slice(0, -1).map((state) => state.unsqueeze(0)); // the last one is not used
+    return gather(concat(states, 0), input(i ? "layer_2" : "layer", "int64", [1]), 0).squeeze(0);
+  });
   // `pooled_1` is not used, but keeps the last layers in the key list that is checked against the file.
-  const g = graph({ hidden: concat(penultimate, 2), pooled: second.textEmbeds, pooled_1: first.pooled });
+  const g = graph({ hidden: concat(hidden, 2), pooled: second.textEmbeds, pooled_1: first.pooled });
   const sources = { "1.": model.weights("text_encoder"), "2.": model.weights("text_encoder_2") };
   return compile(g, { ...(await weightsOf(g, sources)), ...run });
 }

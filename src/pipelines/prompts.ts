@@ -8,29 +8,46 @@ export interface Prompt {
   pooled: FloatTensor; // [B,P]
 }
 
-/** Encodes prompts, and only those that it has not seen lately. */
+/** Encodes prompts, each as a batch of one, and only those that it has not seen lately. */
 export type PromptCache = (
   prompts: readonly string[],
-  encode: (missing: readonly string[]) => Promise<Prompt>,
-) => Promise<Prompt>;
+  encode: (missing: readonly string[]) => Promise<readonly Prompt[]>,
+  /** Encodings that were made in another way are others. */
+  way?: string,
+) => Promise<Prompt[]>;
 
 /** Keeps the encodings of the last `size` prompts. */
 export function promptCacheOf(size: number): PromptCache {
   const known = new LRUCache<string, Prompt>({ max: size });
-  return async (prompts, encode) => {
-    const found = new Map(prompts.map((prompt) => [prompt, known.get(prompt)]));
+  return async (prompts, encode, way = "") => {
+    const key = (prompt: string): string => `${way}\n${prompt}`;
+    const found = new Map(prompts.map((prompt) => [prompt, known.get(key(prompt))]));
     const missing = [...found.keys()].filter((prompt) => !found.get(prompt));
-    if (missing.length > 0) {
-      const encoded = await encode(missing);
-      for (const [i, prompt] of missing.entries()) {
-        const one = { hidden: row(encoded.hidden, i), pooled: row(encoded.pooled, i) };
-        found.set(prompt, one);
-        known.set(prompt, one);
+    if (missing.length > 0)
+      for (const [i, one] of (await encode(missing)).entries()) {
+        found.set(missing[i], one);
+        known.set(key(missing[i]), one);
       }
-    }
-    const rows = prompts.map((prompt) => found.get(prompt) as Prompt);
-    return { hidden: stacked(rows.map((r) => r.hidden)), pooled: stacked(rows.map((r) => r.pooled)) };
+    return prompts.map((prompt) => found.get(prompt) as Prompt);
   };
+}
+
+/** Batches of one as one batch: shorter ones go on with the encoding of an empty prompt, chunk by chunk. */
+export async function joinedPrompts(
+  prompts: readonly Prompt[],
+  encodeEmpty: () => Promise<Prompt>,
+): Promise<Prompt> {
+  const most = Math.max(...prompts.map(({ hidden }) => hidden.shape[1]));
+  const shorter = prompts.some(({ hidden }) => hidden.shape[1] < most);
+  const filler = shorter ? (await encodeEmpty()).hidden : undefined;
+  const filled = ({ hidden }: Prompt): FloatTensor => {
+    if (!filler || hidden.shape[1] === most) return hidden;
+    const out = floats([1, most, hidden.shape[2]]);
+    for (let at = 0; at < out.data.length; at += filler.data.length) out.data.set(filler.data, at);
+    out.data.set(hidden.data);
+    return out;
+  };
+  return { hidden: stacked(prompts.map(filled)), pooled: stacked(prompts.map((p) => p.pooled)) };
 }
 
 /** Each row `times` times, one after the other. */
@@ -47,12 +64,6 @@ export function eachRow({ hidden, pooled }: Prompt, times: number): Prompt {
     return out;
   };
   return times === 1 ? { hidden, pooled } : { hidden: repeat(hidden), pooled: repeat(pooled) };
-}
-
-/** Row i, as a batch of one of its own. */
-function row({ shape, data }: FloatTensor, i: number): FloatTensor {
-  const width = data.length / shape[0];
-  return floats([1, ...shape.slice(1)], data.slice(i * width, (i + 1) * width));
 }
 
 /** Batches of one as one batch. */

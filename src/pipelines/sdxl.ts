@@ -17,12 +17,15 @@ import {
   seedOf,
 } from "../samplers/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
+import { chunkPrompt, MOST_CHUNKS } from "../tokenizers/index.ts";
 import { type ComponentOptions, type Components, readComponents } from "./components.ts";
+import { type SizeConditioning, sizesIn, timeIds } from "./conditioning.ts";
+import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.ts";
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
 import { GeneratedPicture } from "./picture.ts";
 import { compileText, compileUNet, compileVae } from "./programs.ts";
-import { eachRow, type Prompt, type PromptCache, promptCacheOf } from "./prompts.ts";
+import { eachRow, joinedPrompts, type Prompt, type PromptCache, promptCacheOf } from "./prompts.ts";
 
 export interface LoadOptions extends ComponentOptions {
   /** Default "cpu". */
@@ -33,7 +36,7 @@ export interface LoadOptions extends ComponentOptions {
   promptCache?: number;
 }
 
-export interface GenerateOptions {
+export interface GenerateOptions extends EncodeOptions, SizeConditioning {
   /** Of the sampler. Each evaluates the network once, those of Heun but the last twice. Default: the model's. */
   steps?: number;
   /** Classifier-free guidance (Ho & Salimans 2022); up to 1 it is off. Default: the model's. */
@@ -77,13 +80,16 @@ export interface Timings {
   decode: number;
 }
 
+/** What the UNet is told besides the latents. */
+interface Condition extends Prompt {
+  timeIds: FloatTensor; // [B,6]
+}
+
 interface Guidance {
-  positive: Prompt;
-  negative: Prompt;
+  positive: Condition;
+  negative: Condition;
   guidance: number;
   rescale: number;
-  /** Height and width in pixels. */
-  size: readonly [number, number];
 }
 
 /** Folder of the model that comes with the package. */
@@ -144,7 +150,7 @@ export class SDXL implements AsyncDisposable {
 
   /** What these options and this prompt may get wrong, one sentence each. */
   warnings(options: GenerateOptions = {}, prompt = ""): string[] {
-    const { steps, guidance, negativePrompt } = this.settings(options);
+    const { steps, guidance, negativePrompt, promptWeighting } = this.settings(options);
     const { distilled } = this.info;
     const found: string[] = [];
     if (distilled !== undefined && steps !== distilled)
@@ -152,8 +158,10 @@ export class SDXL implements AsyncDisposable {
     if (distilled !== undefined && guidance > 2)
       found.push(`guidance ${guidance} is much for a distilled model; 1 is off, more than 2 distorts`);
     const [tokenizer] = this.parts.tokenizers;
-    if (tokenizer.isTooLong(prompt))
-      found.push(`the prompt has more than ${tokenizer.maxLength - 2} tokens; what follows them is not read`);
+    const room = `${tokenizer.capacity} tokens`;
+    const limit = promptWeighting === "none" ? room : `${MOST_CHUNKS} chunks of ${room}`;
+    if (chunkPrompt(tokenizer, prompt, promptWeighting).lost)
+      found.push(`the prompt has more than ${limit}; what follows them is not read`);
     if (negativePrompt && guidance <= 1)
       found.push(`a negative prompt has no effect at guidance ${guidance}; it needs more than 1`);
     return found;
@@ -181,6 +189,9 @@ export class SDXL implements AsyncDisposable {
           sampler: sampler.title,
           schedule: scheduleTitle(rest.schedule),
           model: this.parts.name,
+          promptWeighting: options.promptWeighting,
+          clipSkip: options.clipSkip,
+          ...sizesIn(options),
           loras: this.parts.loras.map(({ name, strength }) => ({ name, strength })),
         }),
     );
@@ -197,13 +208,18 @@ export class SDXL implements AsyncDisposable {
     let started = performance.now();
     const prompts = [prompt].flat();
     const batch = prompts.length * each;
-    const positive = eachRow(await this.encode(prompts), each);
-    const negative =
-      negativePrompt === "" && this.parts.zeroEmptyPrompt
-        ? { hidden: floats(positive.hidden.shape), pooled: floats(positive.pooled.shape) }
-        : guidance > 1
-          ? eachRow(await this.encode([negativePrompt]), batch)
-          : positive;
+    const ids = timeIds(options, [height, width]);
+    const told = (encoded: Prompt, timeIds: readonly number[]): Condition => ({
+      ...encoded,
+      timeIds: floats([batch, 6], Array.from({ length: batch }, () => timeIds).flat()),
+    });
+    const positive = told(eachRow(await this.encode(prompts, options), each), ids.positive);
+    const encodeNegative = async (): Promise<Prompt> => {
+      if (negativePrompt === "" && this.parts.zeroEmptyPrompt)
+        return { hidden: floats(positive.hidden.shape), pooled: floats(positive.pooled.shape) };
+      return eachRow(await this.encode([negativePrompt], { ...options, clipSkip: 0 }), batch);
+    };
+    const negative = guidance > 1 ? told(await encodeNegative(), ids.negative) : positive;
     this.timings.encode = (performance.now() - started) / 1000;
 
     const factor = this.info.vaeScaleFactor;
@@ -216,14 +232,8 @@ export class SDXL implements AsyncDisposable {
     );
     const network = (sample: FloatTensor, timestep: number) =>
       guidance > 1
-        ? this.evaluateGuided(sample, timestep, {
-            positive,
-            negative,
-            guidance,
-            rescale,
-            size: [height, width],
-          })
-        : this.evaluate(sample, timestep, positive, [height, width]);
+        ? this.evaluateGuided(sample, timestep, { positive, negative, guidance, rescale })
+        : this.evaluate(sample, timestep, positive);
     const denoise = parameterize(network, this.parts.scheduler.prediction_type, plan);
     const loop = sampler.sample(denoise, x, plan, noise);
     this.timings.denoise = 0;
@@ -254,50 +264,48 @@ export class SDXL implements AsyncDisposable {
     return pictures;
   }
 
-  /** Text encoders' outputs for some prompts. */
-  async encode(prompts: readonly string[]): Promise<Prompt> {
-    return this.known ? this.known(prompts, (missing) => this.encodeText(missing)) : this.encodeText(prompts);
-  }
-
-  private async encodeText(prompts: readonly string[]): Promise<Prompt> {
-    const [first, second] = this.parts.tokenizers.map((t) => t.encodeBatch(prompts));
-    const feeds = { ids: first.ids, end: first.end, ids_2: second.ids, end_2: second.end };
-    const out = await this.textProgram.run(feeds);
-    return { hidden: out.hidden as FloatTensor, pooled: out.pooled as FloatTensor };
+  /** Text encoders' outputs for some prompts, all with as many tokens as the longest of them. */
+  async encode(prompts: readonly string[], options: EncodeOptions = {}): Promise<Prompt> {
+    const { promptWeighting, clipSkip } = options;
+    const encode = (some: readonly string[]): Promise<Prompt[]> =>
+      encodePrompts(this.textProgram, this.parts, some, { promptWeighting, clipSkip });
+    const way = JSON.stringify([promptWeighting, clipSkip]);
+    const each = (some: readonly string[]) => this.known?.(some, encode, way) ?? encode(some);
+    return joinedPrompts(await each(prompts), async () => (await each([""]))[0]);
   }
 
   private async evaluate(
     sample: FloatTensor,
     timestep: number,
-    prompt: Prompt,
-    [height, width]: readonly [number, number],
+    { hidden, pooled, timeIds }: Condition,
   ): Promise<FloatTensor> {
     const B = sample.shape[0];
-    const ids = floats(
-      [B, 6],
-      Array.from({ length: 6 * B }, (_, i) => [height, width, 0, 0, height, width][i % 6]),
-    );
     const out = await this.unetProgram.run({
       sample,
       timestep: floats([B], new Float32Array(B).fill(timestep)),
-      hidden: prompt.hidden,
-      pooled: prompt.pooled,
-      time_ids: ids,
+      hidden,
+      pooled,
+      time_ids: timeIds,
     });
     return out.prediction as FloatTensor;
   }
 
-  /** With and without the prompt in one batch. */
+  /** With and without the prompt in one batch, or one after the other where they differ in length. */
   private async evaluateGuided(
     sample: FloatTensor,
     timestep: number,
-    { positive, negative, guidance, rescale, size }: Guidance,
+    { positive, negative, guidance, rescale }: Guidance,
   ): Promise<FloatTensor> {
-    const prompt = {
+    if (negative.hidden.shape[1] !== positive.hidden.shape[1]) {
+      const without = await this.evaluate(sample, timestep, negative);
+      return guide(await this.evaluate(sample, timestep, positive), without, guidance, rescale);
+    }
+    const both = {
       hidden: joined(negative.hidden, positive.hidden),
       pooled: joined(negative.pooled, positive.pooled),
+      timeIds: joined(negative.timeIds, positive.timeIds),
     };
-    const out = await this.evaluate(joined(sample, sample), timestep, prompt, size);
+    const out = await this.evaluate(joined(sample, sample), timestep, both);
     const n = sample.data.length;
     const half = (from: number) => floats(sample.shape, out.data.subarray(from, from + n));
     return guide(half(n), half(0), guidance, rescale);
@@ -311,6 +319,7 @@ export class SDXL implements AsyncDisposable {
       noiseRule: "per-image" as const,
       guidanceRescale: 0,
       negativePrompt: "",
+      promptWeighting: DEFAULT_WEIGHTING,
     };
     return { ...defaults, ...this.info.defaults, ...defined(options) };
   }

@@ -140,11 +140,6 @@ export class ClipTokenizer {
   encodeBatch(texts: readonly string[]): { ids: HostTensor; end: HostTensor } {
     return this.batch(texts.map((text) => this.row(this.encode(text))));
   }
-
-  /** Whether a text loses tokens in `encodeBatch`. */
-  isTooLong(text: string): boolean {
-    return this.encode(text).length > this.capacity;
-  }
 }
 
 /**

@@ -41,7 +41,13 @@ CALLS = {  # no "!", which diffusers reads as padding where it is the padding to
         "width": 48,
         "height": 64,
     },
-    "ddim": {"prompt": "café light " * 12, "guidance": 3, "seed": 4, "sampler": "ddim"},
+    "ddim": {
+        "prompt": "café light " * 12,
+        "promptWeighting": "none",  # diffusers cuts it
+        "guidance": 3,
+        "seed": 4,
+        "sampler": "ddim",
+    },
     "rescaled": {
         "prompt": "a blue bird",
         "guidance": 7,

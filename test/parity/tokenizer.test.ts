@@ -3,6 +3,7 @@
 import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import { readTokenizer } from "../../src/pipelines/index.ts";
+import { chunkPrompt } from "../../src/tokenizers/index.ts";
 import { goldenJson, goldenPath } from "./golden.ts";
 
 type Row = { text: string; all: number[]; ids: number[] };
@@ -16,7 +17,9 @@ describe.each(Object.entries(golden))("%s", async (name, rows) => {
     const batch = tokenizer.encodeBatch([text]);
     expect(Array.from(batch.ids.data, Number)).toEqual(ids);
     expect(Array.from(batch.end.data, Number)).toEqual([ids.indexOf(tokenizer.end)]); // where CLIP's encoders pool
-    expect(tokenizer.isTooLong(text)).toBe(all.length > ids.length - 2);
+    const { chunks, lost } = chunkPrompt(tokenizer, text, "none");
+    expect(chunks).toEqual([{ ids, weights: ids.map(() => 1) }]);
+    expect(lost).toBe(all.length > ids.length - 2);
   });
 
   test("a batch", () => {

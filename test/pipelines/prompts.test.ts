@@ -1,29 +1,50 @@
 import { expect, test } from "vitest";
 import { describeModel, SDXL } from "../../src/pipelines/index.ts";
-import { promptCacheOf } from "../../src/pipelines/prompts.ts";
+import { joinedPrompts, type Prompt, promptCacheOf } from "../../src/pipelines/prompts.ts";
 import { floats } from "../../src/tensor/index.ts";
 import { TINY } from "./tiny.ts";
+
+/** Of T tokens, all of one value. */
+function encoding(T: number, value: number): Prompt {
+  return { hidden: floats([1, T, 1], new Array(T).fill(value)), pooled: floats([1, 1], [value]) };
+}
 
 test("only prompts that are not known are encoded; the one used longest ago is forgotten", async () => {
   const encoded: string[][] = [];
   const cache = promptCacheOf(2);
   const ask = async (...prompts: string[]): Promise<number[]> => {
-    const { hidden, pooled } = await cache(prompts, async (missing) => {
+    const found = await cache(prompts, async (missing) => {
       encoded.push([...missing]);
-      const lengths = missing.map((prompt) => prompt.length);
-      return {
-        hidden: floats([missing.length, 1, 1], lengths),
-        pooled: floats([missing.length, 1], lengths),
-      };
+      return missing.map(({ length }) => encoding(1, length));
     });
-    expect(hidden.shape).toEqual([prompts.length, 1, 1]);
-    return [...pooled.data];
+    return found.map(({ pooled }) => pooled.data[0]);
   };
   expect(await ask("a", "bb", "a")).toEqual([1, 1 + 1, 1]);
   expect(await ask("bb")).toEqual([2]);
   expect(await ask("ccc", "bb")).toEqual([3, 2]);
   expect(await ask("a")).toEqual([1]);
   expect(encoded).toEqual([["a", "bb"], ["ccc"], ["a"]]);
+});
+
+test("what was encoded in another way is not known", async () => {
+  const cache = promptCacheOf(2);
+  const ask = (way: string, value: number) => cache(["a"], async () => [encoding(1, value)], way);
+  expect(await ask("none", 1)).toEqual([encoding(1, 1)]);
+  expect(await ask("comfy", 2)).toEqual([encoding(1, 2)]);
+  expect(await ask("none", 3)).toEqual([encoding(1, 1)]);
+});
+
+test("a batch is as long as its longest prompt: the others go on with empty ones", async () => {
+  let asked = 0;
+  const empty = async () => {
+    asked++;
+    return encoding(2, 0.5);
+  };
+  const { hidden, pooled } = await joinedPrompts([encoding(6, 1), encoding(2, 2)], empty);
+  expect(hidden).toEqual(floats([2, 6, 1], [1, 1, 1, 1, 1, 1, 2, 2, 0.5, 0.5, 0.5, 0.5]));
+  expect(pooled).toEqual(floats([2, 1], [1, 2]));
+  expect((await joinedPrompts([encoding(2, 1), encoding(2, 2)], empty)).hidden.shape).toEqual([2, 2, 1]);
+  expect(asked).toBe(1);
 });
 
 test("a picture is the same whether its prompt was known or not", async () => {
