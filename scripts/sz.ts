@@ -22,7 +22,7 @@ const BUDGET: Record<string, number> = {
   runtime: 600,
   nn: 350,
   models: 850,
-  pipelines: 1400,
+  pipelines: 1600,
   data: 1050,
   train: 2100,
   distill: 1050,

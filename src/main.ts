@@ -6,10 +6,12 @@ export {
   type DenoiseStep,
   GeneratedPicture,
   type GenerateOptions,
+  type LoadedPart,
   type LoadOptions,
   type ModelInfo,
   type Pair,
   type PictureSettings,
+  type PreviewMethod,
   type PromptWeighting,
   type SamplingSettings,
   SDXL,
@@ -17,6 +19,7 @@ export {
   samplingMetadata,
   saveCheckpoint,
   type Timings,
+  type VaeTiling,
 } from "./pipelines/index.ts";
 export type { Picture } from "./platform/index.ts";
 export type { Device } from "./runtime/index.ts";

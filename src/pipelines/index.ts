@@ -18,3 +18,4 @@ export {
 } from "./save.ts";
 export * from "./sdxl.ts";
 export { type SamplingSettings, samplingMetadata, samplingSettings } from "./settings.ts";
+export { VAE_TILINGS, type VaeTiling } from "./tiling.ts";

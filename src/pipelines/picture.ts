@@ -3,6 +3,7 @@
 import { atomicWrite, encodePng, formatParameters, type Picture, version } from "../platform/index.ts";
 import { SIZE_TITLES, type SizeConditioning, sizesIn } from "./conditioning.ts";
 import type { EncodeOptions } from "./encode.ts";
+import type { VaeTiling } from "./tiling.ts";
 
 /** What the same picture is made from again. */
 export interface PictureSettings extends EncodeOptions, SizeConditioning {
@@ -21,6 +22,8 @@ export interface PictureSettings extends EncodeOptions, SizeConditioning {
   schedule?: string;
   /** Name of the model folder, or of the file with its UNet. */
   model: string;
+  /** Where it is not "auto". */
+  vaeTiling?: VaeTiling;
   /** Adapters on the UNet. */
   loras?: readonly { name: string; strength: number }[];
 }
@@ -45,7 +48,7 @@ export class GeneratedPicture implements Picture {
   /** The settings as stable-diffusion-webui writes them. */
   get parameters(): string {
     const { prompt, negativePrompt, steps, sampler, schedule, guidance, guidanceRescale } = this.settings;
-    const { seed, model, loras = [], promptWeighting, clipSkip } = this.settings;
+    const { seed, model, loras = [], promptWeighting, clipSkip, vaeTiling } = this.settings;
     const sizes = Object.entries(sizesIn(this.settings)).map(([name, [first, second]]) => {
       const title = SIZE_TITLES[name as keyof SizeConditioning];
       return [title, title.endsWith("size") ? `${second}x${first}` : `${first}, ${second}`];
@@ -63,6 +66,7 @@ export class GeneratedPicture implements Picture {
       "Clip skip": clipSkip ? clipSkip + 2 : undefined,
       "Prompt weighting": promptWeighting,
       ...Object.fromEntries(sizes),
+      "VAE tiling": vaeTiling,
       Loras: loras.map(({ name, strength }) => `${name}: ${strength}`).join(", ") || undefined,
       RNG: "CPU", // noise is that of torch's CPU generator
       Version: `fewstep ${version()}`,

@@ -24,8 +24,10 @@ import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.t
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
 import { GeneratedPicture } from "./picture.ts";
+import { type LatentRgb, latentPicture, latentRgb } from "./preview.ts";
 import { compileText, compileUNet, compileVae } from "./programs.ts";
 import { eachRow, joinedPrompts, type Prompt, type PromptCache, promptCacheOf } from "./prompts.ts";
+import { tiledDecode, tilesFor, type VaeTiling } from "./tiling.ts";
 
 export interface LoadOptions extends ComponentOptions {
   /** Default "cpu". */
@@ -34,6 +36,15 @@ export interface LoadOptions extends ComponentOptions {
   threads?: number;
   /** Prompts whose encoding is kept for the next time; default 0. */
   promptCache?: number;
+  /** Called before each part is made ready. */
+  onLoad?: (part: LoadedPart) => void;
+}
+
+export interface LoadedPart {
+  name: "text encoders" | "UNet" | "VAE";
+  /** From 0. */
+  i: number;
+  total: number;
 }
 
 export interface GenerateOptions extends EncodeOptions, SizeConditioning {
@@ -58,6 +69,8 @@ export interface GenerateOptions extends EncodeOptions, SizeConditioning {
   sampler?: Sampler;
   /** Default: the spacing of the model's scheduler. */
   schedule?: Schedule;
+  /** Whether large pictures are decoded by tiles; default "auto", which is beyond 1.25·2²⁰ pixels. */
+  vaeTiling?: VaeTiling;
   /** Stops between steps. */
   signal?: AbortSignal;
   /** Called after each step; the next one waits for it, and none follows when it throws. */
@@ -70,7 +83,15 @@ export interface DenoiseStep {
   total: number;
   /** The sampler's estimate of the clean latents, [B,4,h,w]. */
   denoised: FloatTensor;
+  /** What the first picture would be if they were so; see `SDXL.preview`. */
+  preview(): Promise<Picture>;
 }
+
+/** How a preview is made: by the VAE, or pixel for latent position by a linear map; "auto" decodes small ones. */
+export type PreviewMethod = "auto" | "vae" | "latent2rgb";
+
+/** Pixels of pictures that previews are decoded of. */
+const SMALL = 2 ** 14;
 
 /** Seconds of each part of the last call. */
 export interface Timings {
@@ -114,6 +135,7 @@ export class SDXL implements AsyncDisposable {
   private readonly unetProgram: Program;
   private readonly vaeProgram: Program;
   private readonly known?: PromptCache;
+  private latentRgb?: Promise<LatentRgb>;
 
   private constructor(
     parts: Components,
@@ -135,14 +157,16 @@ export class SDXL implements AsyncDisposable {
    */
   static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
-    const { device = "cpu", threads, promptCache = 0, ...rest } = options;
+    const { device = "cpu", threads, promptCache = 0, onLoad, ...rest } = options;
     const parts = await readComponents(model, rest);
     const run = { device, threads };
-    const programs = [
-      await compileText(parts, run),
-      await compileUNet(parts, run),
-      await compileVae(parts, run),
-    ] as const;
+    const loading = (name: LoadedPart["name"], i: number): void => onLoad?.({ name, i, total: 3 });
+    loading("text encoders", 0);
+    const text = await compileText(parts, run);
+    loading("UNet", 1);
+    const unet = await compileUNet(parts, run);
+    loading("VAE", 2);
+    const programs = [text, unet, await compileVae(parts, run)] as const;
     const sdxl = new SDXL(parts, programs, promptCache);
     sdxl.timings.load = (performance.now() - started) / 1000;
     return sdxl;
@@ -175,7 +199,7 @@ export class SDXL implements AsyncDisposable {
     const steps = this.denoise(prompt, options);
     let next = await steps.next();
     for (; !next.done; next = await steps.next()) await options.onStep?.(next.value);
-    const pictures = await this.decode(next.value);
+    const pictures = await this.decode(next.value, options.vaeTiling);
     const { batch, seed, negativePrompt, sampler, noiseRule, ...rest } = this.settings(options);
     return pictures.map(
       (picture, i) =>
@@ -191,6 +215,7 @@ export class SDXL implements AsyncDisposable {
           model: this.parts.name,
           promptWeighting: options.promptWeighting,
           clipSkip: options.clipSkip,
+          vaeTiling: options.vaeTiling,
           ...sizesIn(options),
           loras: this.parts.loras.map(({ name, strength }) => ({ name, strength })),
         }),
@@ -242,26 +267,48 @@ export class SDXL implements AsyncDisposable {
       this.timings.denoise += (performance.now() - started) / 1000;
       if (step.done) return step.value;
       signal?.throwIfAborted();
-      yield { i: step.value.i, total: steps, denoised: step.value.denoised };
+      const { i, denoised } = step.value;
+      yield { i, total: steps, denoised, preview: () => this.preview(denoised) };
       started = performance.now();
     }
   }
 
   /** Pictures of latents [B,4,h,w]. */
-  async decode(latents: FloatTensor): Promise<Picture[]> {
+  async decode(latents: FloatTensor, tiling: VaeTiling = "auto"): Promise<Picture[]> {
     const started = performance.now();
-    const out = await this.vaeProgram.run({ latents: denormalizeLatents(this.parts.vae, latents) });
-    const [B] = latents.shape;
-    const [, , height, width] = out.pictures.shape;
-    const planes = out.pictures.data as Float32Array;
-    const n = 3 * height * width;
-    const pictures = Array.from({ length: B }, (_, b) => ({
-      width,
-      height,
-      data: readPlanes(planes.subarray(b * n, (b + 1) * n)),
-    }));
+    const [B, C, h, w] = latents.shape;
+    const tiles = tilesFor(this.parts.vae, [h, w], tiling);
+    const all = tiles ? undefined : await this.decodePlanes(latents);
+    const pictures: Picture[] = [];
+    for (let b = 0; b < B; b++) {
+      const n = C * h * w;
+      const one = (): FloatTensor => floats([1, C, h, w], latents.data.subarray(b * n, (b + 1) * n));
+      const planes = all ?? (await tiledDecode((tile) => this.decodePlanes(tile), one(), tiles!));
+      const [, , height, width] = planes.shape;
+      const from = all ? b * 3 * height * width : 0;
+      const data = readPlanes(planes.data.subarray(from, from + 3 * height * width));
+      pictures.push({ width, height, data });
+    }
     this.timings.decode = (performance.now() - started) / 1000;
     return pictures;
+  }
+
+  /** Latents [B,4,h,w] → planes [B,3,H,W] around [−1,1]. */
+  private async decodePlanes(latents: FloatTensor): Promise<FloatTensor> {
+    const out = await this.vaeProgram.run({ latents: denormalizeLatents(this.parts.vae, latents) });
+    return out.pictures as FloatTensor;
+  }
+
+  /** A picture of the first of latents [B,4,h,w]: of full size from the VAE, or one pixel for each position. */
+  async preview(latents: FloatTensor, method: PreviewMethod = "auto"): Promise<Picture> {
+    const [, C, h, w] = latents.shape;
+    const small = h * w * this.info.vaeScaleFactor ** 2 <= SMALL;
+    if (method === "vae" || (method === "auto" && small)) {
+      const [picture] = await this.decode(floats([1, C, h, w], latents.data.slice(0, C * h * w)));
+      return picture;
+    }
+    this.latentRgb ??= latentRgb(this.parts.vae, (some) => this.decodePlanes(some));
+    return latentPicture(latents, await this.latentRgb);
   }
 
   /** Text encoders' outputs for some prompts, all with as many tokens as the longest of them. */
