@@ -73,6 +73,15 @@ export class Catalogue {
     if (width % multiple !== 0 || height % multiple !== 0)
       refuse(`both sides must be multiples of ${multiple}`);
     if (width * height > most) refuse(`this model makes pictures of at most ${most} pixels`);
+    const { clipSkip = 0 } = request;
+    if (clipSkip > model.mostClipSkip)
+      throw new Refusal(
+        "invalid_value",
+        `clip_skip is ${clipSkip}; this model skips at most ${model.mostClipSkip}`,
+        {
+          param: "clip_skip",
+        },
+      );
     this.load(request);
   }
 

@@ -1,11 +1,17 @@
 /** @file Jobs as everyone sees them. Nothing here knows of HTTP, nor of where the jobs wait and are done. */
 
-import type { GeneratedPicture, Timings } from "../pipelines/index.ts";
+import type {
+  GeneratedPicture,
+  PromptWeighting,
+  SizeConditioning,
+  Timings,
+  VaeTiling,
+} from "../pipelines/index.ts";
 import type { Picture } from "../platform/index.ts";
 import { type Reason, Refusal } from "./refusal.ts";
 
 /** What someone asks for; what is left out is the model's. */
-export interface PictureRequest {
+export interface PictureRequest extends SizeConditioning {
   prompt: string;
   negativePrompt: string;
   /** Names of the server, not paths. */
@@ -21,6 +27,9 @@ export interface PictureRequest {
   /** Pixels. */
   height?: number;
   sampler?: string;
+  promptWeighting?: PromptWeighting;
+  clipSkip?: number;
+  vaeTiling?: VaeTiling;
   /** How many previews of the first picture are sent on the way. */
   previews: number;
   /** Higher ones are done first. */

@@ -4,7 +4,6 @@ import { type MessagePort, parentPort, workerData } from "node:worker_threads";
 import "../platform/node.ts";
 import type { DenoiseStep, SDXL } from "../pipelines/index.ts";
 import { SAMPLERS } from "../samplers/index.ts";
-import { floats } from "../tensor/index.ts";
 import type { PictureRequest, Step } from "./jobs.ts";
 import type { Reply } from "./pool.ts";
 import type { PictureResult, PictureTask, WorkerSetup } from "./protocol.ts";
@@ -19,7 +18,7 @@ async function paint(sdxl: SDXL, request: PictureRequest, stop: Stop): Promise<P
   const settings = { ...options, sampler: sampler === undefined ? undefined : SAMPLERS[sampler] };
   const onStep = async (at: DenoiseStep): Promise<void> => {
     if (stop.requested) throw new Error("stopped");
-    const preview = isPreviewed(at, previews) ? await previewOf(sdxl, at) : undefined;
+    const preview = isPreviewed(at, previews) ? await at.preview() : undefined;
     say({ note: { step: at.i + 1, of: at.total, preview } });
   };
   const made = await sdxl.textToImage(prompt, { ...settings, onStep });
@@ -36,13 +35,6 @@ function isPreviewed({ i, total }: DenoiseStep, previews: number): boolean {
   const count = Math.min(previews, total - 1);
   const before = (steps: number): number => Math.floor((steps * count) / (total - 1));
   return before(i + 1) > before(i);
-}
-
-/** What the first picture would be if the clean latents were as they are estimated now. */
-async function previewOf(sdxl: SDXL, { denoised }: DenoiseStep): Promise<Step["preview"]> {
-  const [B, ...rest] = denoised.shape;
-  const [picture] = await sdxl.decode(floats([1, ...rest], denoised.data.slice(0, denoised.data.length / B)));
-  return picture;
 }
 
 function say(reply: Reply<Step, PictureResult | undefined>): void {

@@ -59,13 +59,40 @@ test("a job from request to picture", async () => {
 test("what options may get wrong is told", async () => {
   const server = await tinyServer();
   const prompt = "many words ".repeat(100);
-  const { id } = (
-    await post(server, "/api/jobs", { prompt, negative_prompt: "x", guidance_scale: 1, steps: 1 })
-  ).json();
+  const wishes = { negative_prompt: "x", guidance_scale: 1, steps: 1, prompt_weighting: "none" };
+  const { id } = (await post(server, "/api/jobs", { prompt, ...wishes })).json();
   expect((await ended(server, id)).warnings).toEqual([
     expect.stringMatching(/^the prompt has more than \d+ tokens/),
     expect.stringMatching(/^a negative prompt has no effect/),
   ]);
+});
+
+test("how the prompt is read, and what the model is told", async () => {
+  const server = await tinyServer();
+  const plain = { prompt: "a (red:1.4) lighthouse", steps: 1, seed: 1 };
+  const wishes = {
+    prompt_weighting: "a1111",
+    clip_skip: 1,
+    original_size: [32, 48],
+    negative_crops_coords_top_left: [1, 2],
+    vae_tiling: "off",
+  };
+  const pictures = [];
+  for (const body of [plain, { ...plain, ...wishes }]) {
+    const { id } = (await post(server, "/api/jobs", body)).json();
+    const job = await ended(server, id);
+    expect(job).toMatchObject({ status: "completed", warnings: [], request: body });
+    const { rawPayload } = await server.app.inject(new URL(job.pictures[0].url).pathname);
+    pictures.push(await readPng(rawPayload));
+  }
+  const [{ text }] = pictures[1].texts;
+  expect(text).toContain("Clip skip: 3, Prompt weighting: a1111, Original size: 48x32, Negative crops");
+  const answer = await post(server, "/v1/images/generations", { prompt: "x", clip_skip: 2 });
+  expect(answer.statusCode).toBe(400);
+  expect(answer.json().error).toMatchObject({
+    message: "clip_skip is 2; this model skips at most 1",
+    param: "clip_skip",
+  });
 });
 
 test("cancelled by DELETE: the job is dropped, later ones are done", async () => {
@@ -146,6 +173,8 @@ test.each<[object | string, number, string]>([
   [{ prompt: "x", loras: [{ name: 1 }] }, 400, "loras.0.name is 1: expected string"],
   [{ prompt: "x", loras: [{ name: "../ink" }] }, 400, 'there is no LoRA "../ink"; there are none'],
   [{ prompt: "x", sampler: "eular" }, 400, 'sampler is "eular"'],
+  [{ prompt: "x", prompt_weighting: "compel" }, 400, 'prompt_weighting is "compel"'],
+  [{ prompt: "x", original_size: [64] }, 400, "original_size"],
   [{ prompt: "x", model: "../tiny-sdxl" }, 404, 'there is no model "../tiny-sdxl"; there are tiny'],
   [{ prompt: "x".repeat(10_000_000) }, 413, "the body is too large; at most 64 KiB are read"],
 ])("bad input is refused: %.60j", async (body, status, message) => {

@@ -7,6 +7,7 @@ import { pictureSize } from "../catalogue.ts";
 import { type Job, type JobEvent, madeBy, type PictureRequest } from "../jobs.ts";
 import { Refusal } from "../refusal.ts";
 import type { Backend } from "./backend.ts";
+import { camelCased, snakeCased } from "./names.ts";
 import { encode, encodeBase64, jsonSeed, pictureUrl, seedFrom } from "./pictures.ts";
 import { errorBody, jobRequest, job as jobSchema, model } from "./schemas.ts";
 import { clientGone, type ServerEvent, sendEvents } from "./stream.ts";
@@ -126,20 +127,14 @@ export function pictureFiles({ jobs }: Backend): FastifyPluginAsyncZod {
 }
 
 function pictureRequest(body: z.infer<typeof jobRequest>): PictureRequest {
-  const { n: batch, negative_prompt, guidance_scale, seed, time_limit, ...rest } = body;
-  return {
-    ...rest,
-    batch,
-    negativePrompt: negative_prompt,
-    guidance: guidance_scale,
-    seed: seedFrom(seed),
-    timeLimit: time_limit,
-  };
+  const { n: batch, guidanceScale: guidance, seed, ...rest } = camelCased(body);
+  return { ...rest, batch, guidance, seed: seedFrom(seed) };
 }
 
 function jobBody(request: FastifyRequest, job: Job): z.infer<typeof jobSchema> {
-  const { batch: n, negativePrompt, guidance, seed, timeLimit, ...wishes } = job.request;
+  const { batch: n, guidance: guidance_scale, seed, ...rest } = job.request;
   const { made, error } = job;
+  const asked = { ...snakeCased(rest), n, guidance_scale, seed: jsonSeed(seed) };
   return {
     id: job.id,
     status: job.status,
@@ -148,15 +143,7 @@ function jobBody(request: FastifyRequest, job: Job): z.infer<typeof jobSchema> {
     finished_at: job.finishedAt && job.finishedAt / 1000,
     position: job.position,
     progress: job.step && { step: job.step.step, of: job.step.of },
-    request: {
-      ...wishes,
-      loras: [...wishes.loras],
-      n,
-      negative_prompt: negativePrompt,
-      guidance_scale: guidance,
-      seed: jsonSeed(seed),
-      time_limit: timeLimit,
-    },
+    request: asked as z.infer<typeof jobSchema>["request"], // where lists may be written to
     pictures: (made?.pictures ?? []).map(({ width, height, settings }, i) => ({
       url: pictureUrl(request, job.id, i),
       width,

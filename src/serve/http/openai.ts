@@ -91,6 +91,8 @@ function pictureRequest(body: ImagesRequest): PictureRequest {
     batch: body.n ?? 1,
     steps: body.steps ?? undefined,
     guidance: body.guidance_scale ?? undefined,
+    promptWeighting: body.prompt_weighting ?? undefined,
+    clipSkip: body.clip_skip ?? undefined,
     seed: seedFrom(body.seed),
     ...(width !== undefined && { width: Number(width), height: Number(height) }),
     previews: body.stream ? (body.partial_images ?? 0) : 0,

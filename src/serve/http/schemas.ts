@@ -1,9 +1,10 @@
 /** @file What requests and answers look like. The same schemas check them and make the OpenAPI document. */
 
 import { z } from "zod";
+import { PROMPT_WEIGHTINGS, VAE_TILINGS } from "../../pipelines/index.ts";
 import { SAMPLERS } from "../../samplers/index.ts";
 
-/** Characters; models read 75 tokens. */
+/** Characters; models read 75 tokens at a time. */
 const PROMPT = 2000;
 
 /** NUL cannot be written into a PNG. */
@@ -24,6 +25,21 @@ const wishes = {
   negative_prompt: text.describe("What it should not show; needs a guidance scale above 1."),
   steps: z.int().min(1).max(1000).describe("Network evaluations. Default: the model's."),
   guidance_scale: z.number().min(0).max(100).describe("Up to 1 it is off. Default: the model's."),
+  prompt_weighting: z
+    .enum(PROMPT_WEIGHTINGS)
+    .describe('How weights in prompts are read. Default: "comfy"; "none" also cuts long prompts.'),
+  clip_skip: z.int().min(0).max(100).describe("Layers of the text encoders left out, as diffusers counts."),
+};
+
+const pair = z.tuple([z.int().min(0).max(65536), z.int().min(0).max(65536)]);
+/** The names of diffusers. */
+const sizes = {
+  original_size: pair.optional().describe("Height and width that the model is told. Default: the picture's."),
+  crops_coords_top_left: pair.optional().describe("Top and left. Default: [0, 0]."),
+  target_size: pair.optional().describe("Height and width. Default: the picture's."),
+  negative_original_size: pair.optional(),
+  negative_crops_coords_top_left: pair.optional(),
+  negative_target_size: pair.optional(),
 };
 
 const side = z.int().min(1).max(8192).describe("Pixels. Default: the model's.");
@@ -40,6 +56,13 @@ export const jobRequest = z
     width: side.optional(),
     height: side.optional(),
     sampler: z.enum(Object.keys(SAMPLERS)).optional().describe("Default: the model's."),
+    prompt_weighting: wishes.prompt_weighting.optional(),
+    clip_skip: wishes.clip_skip.optional(),
+    ...sizes,
+    vae_tiling: z
+      .enum(VAE_TILINGS)
+      .optional()
+      .describe('Decode by tiles. Default: "auto", where pictures are large.'),
     loras: z
       .array(
         z.strictObject({ name: z.string().max(200), strength: z.number().min(-100).max(100).default(1) }),
@@ -81,6 +104,8 @@ export const imagesRequest = z
     negative_prompt: wishes.negative_prompt.nullish(),
     steps: wishes.steps.nullish(),
     guidance_scale: wishes.guidance_scale.nullish(),
+    prompt_weighting: wishes.prompt_weighting.nullish(),
+    clip_skip: wishes.clip_skip.nullish(),
     seed: seed.nullish(),
   })
   .meta({ id: "ImagesRequest" });
@@ -118,6 +143,10 @@ export const job = z
       width: z.int().optional(),
       height: z.int().optional(),
       sampler: z.string().optional(),
+      prompt_weighting: z.string().optional(),
+      clip_skip: z.int().optional(),
+      ...sizes,
+      vae_tiling: z.string().optional(),
       loras: z.array(z.object({ name: z.string(), strength: z.number() })),
       previews: z.int(),
       priority: z.int(),
