@@ -3,15 +3,31 @@
 import { randomInt } from "node:crypto";
 import process from "node:process";
 import { type Command, Option } from "commander";
-import type { GeneratedPicture } from "../pipelines/index.ts";
+import type {
+  GeneratedPicture,
+  LoadedPart,
+  PromptWeighting,
+  SizeConditioning,
+  VaeTiling,
+} from "../pipelines/index.ts";
 import { SAMPLERS, SCHEDULES, type Schedule } from "../samplers/index.ts";
+import { PROMPT_WEIGHTINGS } from "../tokenizers/index.ts";
 import { UsageError } from "./errors.ts";
 import { outputTarget, picturePaths, type Target } from "./files.ts";
-import { collectLora, numberFrom, parseSeed, parseSize, type Size, wholeNumber } from "./options.ts";
+import {
+  collectLora,
+  numberFrom,
+  parseCorner,
+  parseSeed,
+  parseSize,
+  parseToldSize,
+  type Size,
+  wholeNumber,
+} from "./options.ts";
 import { startProgress } from "./progress.ts";
 import { DISPLAYS, type Display, detectDisplay, displayPicture } from "./terminal.ts";
 
-interface GenerateOptions {
+interface GenerateOptions extends SizeConditioning {
   steps?: number;
   guidance?: number;
   guidanceRescale: number;
@@ -21,6 +37,9 @@ interface GenerateOptions {
   size?: Size;
   sampler?: string;
   schedule?: Schedule;
+  promptWeighting?: PromptWeighting;
+  clipSkip?: number;
+  vaeTiling?: VaeTiling;
   model?: string;
   unet?: string;
   lora?: Record<string, number>;
@@ -50,6 +69,30 @@ export function generateCommand(program: Command): void {
     .option("--size <WxH>", "pixels, one number for a square (default: the model's)", parseSize)
     .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
     .addOption(new Option("--schedule <name>", "of noise levels (default: the model's)").choices(SCHEDULES))
+    .addOption(
+      new Option(
+        "--prompt-weighting <how>",
+        '(words:1.3) in prompts; "none" also cuts long ones (default: comfy)',
+      ).choices(PROMPT_WEIGHTINGS),
+    )
+    .option(
+      "--clip-skip <n>",
+      "layers of the text encoders to leave out, as diffusers counts",
+      wholeNumber(0, 100),
+    )
+    .option("--original-size <WxH>", "told to the model (default: the picture's)", parseToldSize)
+    .option("--crops-coords-top-left <top,left>", "told to the model (default: 0,0)", parseCorner)
+    .option("--target-size <WxH>", "told to the model (default: the picture's)", parseToldSize)
+    .option("--negative-original-size <WxH>", "the same for the negative prompt", parseToldSize)
+    .option("--negative-crops-coords-top-left <top,left>", "the same", parseCorner)
+    .option("--negative-target-size <WxH>", "the same", parseToldSize)
+    .addOption(
+      new Option("--vae-tiling <when>", "decode by tiles (default: auto, large pictures)").choices([
+        "auto",
+        "on",
+        "off",
+      ]),
+    )
     .option(
       "--model <path>",
       "folder in diffusers layout, checkpoint file, or org/name once pulled (default: the bundled model)",
@@ -77,16 +120,24 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
     const { unet, lora: loras, steps: count } = options;
-    await using sdxl = await SDXL.load(folder, { device, unet, loras, steps: count });
+    const onLoad = ({ name, i, total }: LoadedPart): void => progress.update(`loading the ${name}`, i, total);
+    await using sdxl = await SDXL.load(folder, { device, unet, loras, steps: count, onLoad });
     const { defaults } = sdxl.info;
     const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;
     const { schedule = defaults.schedule } = options;
     const { width, height } = sizeFor(sdxl.info, options.size);
-    const warnings = sdxl.warnings({ steps, guidance, negativePrompt: negative }, prompt);
+    const { promptWeighting, clipSkip, vaeTiling } = options;
+    const { originalSize, cropsCoordsTopLeft, targetSize } = options;
+    const { negativeOriginalSize, negativeCropsCoordsTopLeft, negativeTargetSize } = options;
+    const told = {
+      ...{ promptWeighting, clipSkip, vaeTiling, originalSize, cropsCoordsTopLeft, targetSize },
+      ...{ negativeOriginalSize, negativeCropsCoordsTopLeft, negativeTargetSize },
+    };
+    const warnings = sdxl.warnings({ steps, guidance, negativePrompt: negative, promptWeighting }, prompt);
     if (!options.json && !options.quiet) for (const warning of warnings) console.error(`fewstep: ${warning}`);
     const onStep = (step: { i: number; total: number }): void =>
       progress.update("denoising", step.i + 1, step.total);
-    const settings = { steps, guidance, guidanceRescale, sampler, schedule, width, height };
+    const settings = { steps, guidance, guidanceRescale, sampler, schedule, width, height, ...told };
     const images = await sdxl.textToImage(prompt, {
       ...settings,
       sampler: SAMPLERS[sampler],

@@ -56,6 +56,20 @@ export function parseSize(text: string): Size {
   return { width, height };
 }
 
+/** `96` or `128x96`, width first, as the height and width that a model is told. */
+export function parseToldSize(text: string): [height: number, width: number] {
+  const { width, height } = parseSize(text);
+  return [height, width];
+}
+
+/** `16,32`: pixels from the top and from the left. */
+export function parseCorner(text: string): [top: number, left: number] {
+  const [, top, left] = /^(\d{1,5}),(\d{1,5})$/.exec(text.trim()) ?? [];
+  if (top === undefined)
+    throw new InvalidArgumentError('Give pixels from the top and from the left, such as "16,32".');
+  return [Number(top), Number(left)];
+}
+
 /**
  * `file.safetensors` or `file.safetensors:0.8`, added to those given before; 1 is the strength that it was trained at.
  */

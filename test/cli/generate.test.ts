@@ -88,6 +88,20 @@ test("more steps than the model has timesteps are refused", async () => {
   );
 });
 
+test("how the prompt is read and what the model is told reach the picture; what is wrong is refused", async () => {
+  const told = ["--original-size", "48x32", "--crops-coords-top-left", "1,2", "--vae-tiling", "on"];
+  const [made, ...refused] = await Promise.all([
+    generate("--prompt-weighting", "a1111", "--clip-skip", "1", ...told, "--json"),
+    generate("--clip-skip", "2"),
+    generate("--prompt-weighting", "compel"),
+    generate("--crops-coords-top-left", "1"),
+  ]);
+  const settings = { promptWeighting: "a1111", clipSkip: 1, vaeTiling: "on", originalSize: [32, 48] };
+  expect(JSON.parse(made.stdout)).toMatchObject({ ...settings, cropsCoordsTopLeft: [1, 2], warnings: [] });
+  const reasons = ["clipSkip is 2; with these text encoders", "Allowed choices are none", "from the top and"];
+  for (const [i, result] of refused.entries()) expectRefusal(result, reasons[i]);
+});
+
 describe("other weights", () => {
   const unet = join(TINY, "unet", WEIGHTS);
   const four = { "fewstep.steps": "4", "fewstep.guidance": "1", "fewstep.timestep_spacing": "trailing" };

@@ -1,5 +1,13 @@
 import { expect, test } from "vitest";
-import { collectLora, numberFrom, parseSeed, parseSize, wholeNumber } from "../../src/cli/options.ts";
+import {
+  collectLora,
+  numberFrom,
+  parseCorner,
+  parseSeed,
+  parseSize,
+  parseToldSize,
+  wholeNumber,
+} from "../../src/cli/options.ts";
 
 test.each([
   ["1", 1],
@@ -32,6 +40,13 @@ test("sizes are square or width x height", () => {
   expect(parseSize("128×96")).toEqual({ width: 128, height: 96 });
   for (const text of ["0", "64x", "x64", "64x0", "-64", "64x64x64", "big", "1000000"])
     expect(() => parseSize(text)).toThrow("Give pixels");
+});
+
+test("what a model is told: height before width, top before left", () => {
+  expect(parseToldSize("128x96")).toEqual([96, 128]);
+  expect(parseCorner("16,0")).toEqual([16, 0]);
+  for (const text of ["16", "16x0", "-1,0", "1,2,3", "", "a,b"])
+    expect(() => parseCorner(text)).toThrow("Give pixels from the top and from the left");
 });
 
 test("adapters add up, with their strengths", () => {
