@@ -1,21 +1,34 @@
 /** @file What a pipeline is made of: a base model, with another UNet perhaps, and adapters on it. */
 
+import { existsSync } from "node:fs";
 import { stat } from "node:fs/promises";
+import { join } from "node:path";
 import { localPath } from "../hub/index.ts";
 import { SAMPLERS, type Sampler } from "../samplers/index.ts";
 import { SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
 import { type BaseModel, readFolder } from "./base.ts";
 import { checkpointUNet, expectKind, readCheckpoint, stem } from "./checkpoint.ts";
-import type { WeightSource } from "./folder.ts";
+import { readJson, type WeightSource } from "./folder.ts";
 import { lightningFile } from "./lightning.ts";
 import { type SamplingSettings, samplingSettings } from "./settings.ts";
 
-/** An adapter on the UNet. */
+/** An adapter on the UNet and the text encoders. */
 export interface Lora {
   path: string;
   name: string;
+  /** On the UNet; 1 is the strength it was trained at. */
   strength: number;
+  /** On both text encoders. */
+  textStrength: number;
+  /** The adapter_config.json beside it. */
+  config?: unknown;
 }
+
+/** Of an adapter: one number for all, or apart. */
+export type LoraStrength = number | { unet: number; text: number };
+
+/** Adapter files, or folders with one as PEFT and diffusers write them, and their strengths. */
+export type Loras = Readonly<Record<string, LoraStrength>>;
 
 /** A model as it is run: with another UNet perhaps, adapters on it, and the settings of all these. */
 export interface Components extends BaseModel {
@@ -26,11 +39,36 @@ export interface Components extends BaseModel {
   distilled?: number;
 }
 
+/** Names of files that PEFT and diffusers write an adapter into. */
+const LORA_FILES = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+
+/** Finds adapters. @throws one sentence for what is not there, and for strengths that are no numbers. */
+export async function findLoras(loras: Loras): Promise<Lora[]> {
+  return Promise.all(
+    Object.entries(loras).map(async ([given, amount]) => {
+      const { unet: strength, text: textStrength } =
+        typeof amount === "number" ? { unet: amount, text: amount } : amount;
+      const found = localPath(given);
+      for (const number of [strength, textStrength])
+        if (!Number.isFinite(number)) throw new Error(`the strength of ${found} is ${number}; give a number`);
+      const lora = { path: found, name: stem(found), strength, textStrength };
+      if (!(await stat(found).catch(() => undefined))?.isDirectory()) return lora;
+      const path = LORA_FILES.map((name) => join(found, name)).find((file) => existsSync(file));
+      if (path === undefined) throw new Error(`${found} has no LoRA: expected ${LORA_FILES.join(" or ")}`);
+      const config = join(found, "adapter_config.json");
+      return { ...lora, path, ...(existsSync(config) ? { config: await readJson(config) } : {}) };
+    }),
+  );
+}
+
 export interface ComponentOptions {
   /** A .safetensors file with diffusers' names that replaces the UNet's weights. */
   unet?: string;
-  /** LoRA files for the UNet and their strengths; 1 is the strength they were trained at. */
-  loras?: Readonly<Record<string, number>>;
+  /**
+   * Adapters that stay; 1 is the strength they were trained at. Others may be given for each picture; where those are
+   * to go on the folder's own UNet, give {} here.
+   */
+  loras?: Loras;
   /**
    * Step count that pictures will be asked for. Where the model folder brings few-step weights along, those for
    * this count are taken, and without a count those it names as default; the model's own UNet for other counts,
@@ -49,10 +87,28 @@ export async function readComponents(model: string, options: ComponentOptions): 
   const single = found ? found.isFile() : path.endsWith(".safetensors");
   const base = await (single ? readCheckpoint(path) : readFolder(path));
   const { unet, loras, brought } = await addedFiles(base, options);
-  for (const { path, strength } of loras)
-    if (!Number.isFinite(strength)) throw new Error(`the strength of ${path} is ${strength}; give a number`);
   const network = unet ? await readUNet(unet, base) : undefined;
-  const sampling: SamplingSettings = { ...(network ? network.sampling : base.sampling) };
+  const parts = await addLoras(
+    settled({
+      ...base,
+      name: unet ? stem(unet) : base.name,
+      loras: [],
+      weights: (part) => (part === "unet" && network ? network.source : base.weights(part)),
+      sampling: network ? network.sampling : base.sampling,
+    }),
+    loras,
+  );
+  if (brought && parts.distilled !== brought.steps)
+    throw new Error(
+      `${brought.path} is listed for ${brought.steps} steps, but says ${parts.distilled ?? "nothing"} itself; ` +
+        "mend model_index.json",
+    );
+  return parts;
+}
+
+/** A model with more adapters on it, sampled as they say. @throws when one is for another kind of prediction. */
+export async function addLoras(parts: Components, loras: readonly Lora[]): Promise<Components> {
+  const sampling: SamplingSettings = { ...parts.sampling };
   for (const lora of loras) {
     const added = await readSettings(lora.path, "lora");
     const types = [sampling, added].flatMap((settings) => settings?.predictionType ?? []);
@@ -60,18 +116,15 @@ export async function readComponents(model: string, options: ComponentOptions): 
       throw new Error(`${lora.path} is for a UNet that predicts ${types[1]}; this one predicts ${types[0]}`);
     Object.assign(sampling, added);
   }
-  if (brought && sampling.steps !== brought.steps)
-    throw new Error(
-      `${brought.path} is listed for ${brought.steps} steps, but says ${sampling.steps ?? "nothing"} itself; ` +
-        "mend model_index.json",
-    );
-  const { steps, guidance, sampler = "euler", spacing, predictionType } = sampling;
-  const { defaults, scheduler } = base;
+  return settled({ ...parts, loras: [...parts.loras, ...loras], sampling });
+}
+
+/** With the settings that the files of a model bring along. */
+function settled(parts: Omit<Components, "usual" | "distilled">): Components {
+  const { steps, guidance, sampler = "euler", spacing, predictionType } = parts.sampling ?? {};
+  const { defaults, scheduler } = parts;
   return {
-    ...base,
-    name: unet ? stem(unet) : base.name,
-    loras,
-    weights: (part) => (part === "unet" && network ? network.source : base.weights(part)),
+    ...parts,
     scheduler: {
       ...scheduler,
       timestep_spacing: spacing ?? scheduler.timestep_spacing,
@@ -91,17 +144,13 @@ async function addedFiles(
   base: BaseModel,
   { unet, loras, steps }: ComponentOptions,
 ): Promise<{ unet?: string; loras: Lora[]; brought?: { path: string; steps: number } }> {
-  const asked = Object.entries(loras ?? {});
-  if (unet !== undefined || asked.length > 0)
-    return {
-      unet: unet && localPath(unet),
-      loras: asked.map(([path, strength]) => ({ path: localPath(path), name: stem(path), strength })),
-    };
+  if (unet !== undefined || loras !== undefined)
+    return { unet: unet && localPath(unet), loras: await findLoras(loras ?? {}) };
   const brought = await lightningFile(base.path, base.defaults, steps);
   if (!brought) return { loras: [] };
   await using file = await SafetensorsFile.open(brought.path);
   if (weightKind(file.entries.keys()) !== "lora") return { unet: brought.path, loras: [], brought };
-  return { loras: [{ path: brought.path, name: stem(brought.path), strength: 1 }], brought };
+  return { loras: await findLoras({ [brought.path]: 1 }), brought };
 }
 
 /** The sampling settings of a file that must hold one kind of weights. */

@@ -3,10 +3,10 @@
  * of one where it says so.
  */
 
-import type { Program } from "../runtime/index.ts";
 import { type FloatTensor, floats, ints } from "../tensor/index.ts";
 import { type Chunk, chunkPrompt, type PromptWeighting } from "../tokenizers/index.ts";
 import type { Components } from "./components.ts";
+import type { Adapted } from "./layout.ts";
 import type { Prompt } from "./prompts.ts";
 
 export interface EncodeOptions {
@@ -32,7 +32,7 @@ type Row = readonly Chunk[];
  * @throws when so many layers cannot be skipped.
  */
 export async function encodePrompts(
-  program: Program,
+  program: Adapted,
   encoders: Encoders,
   prompts: readonly string[],
   { promptWeighting = DEFAULT_WEIGHTING, clipSkip = 0 }: EncodeOptions,

@@ -103,11 +103,20 @@ export class PlacedWeights {
   readonly weights = new Map<string, ExternalTensor | HostTensor>();
   readonly externalData: { path: string; data: Uint8Array }[] = [];
 
+  /** Whether what it holds in memory may stay there. */
+  get isSmall(): boolean {
+    return this.externalData.reduce((sum, { data }) => sum + data.byteLength, 0) <= IN_MEMORY;
+  }
+
   async add(path: string, tensors: ReadonlyMap<string, TensorEntry | HostTensor>): Promise<void> {
     for (const [name, { dtype }] of tensors)
       if (!dtype.includes("float"))
         throw new Error(`${path}: ${name} is ${dtype}; weights are float32, float16 or bfloat16`);
     const entries = [...tensors.values()].filter((t) => "offset" in t);
+    if (entries.length === 0) {
+      for (const [name, t] of tensors) this.weights.set(name, t as HostTensor);
+      return;
+    }
     const from = Math.floor(Math.min(...entries.map((e) => e.offset)) / 64) * 64; // stays aligned
     const to = Math.max(...entries.map((e) => e.offset + e.bytes));
     let location = relative(process.cwd(), path);

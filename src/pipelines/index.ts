@@ -1,9 +1,11 @@
 export { PROMPT_WEIGHTINGS, type PromptWeighting } from "../tokenizers/index.ts";
 export { type CheckpointOptions, saveCheckpoint } from "./checkpoint.ts";
+export type { LoraStrength, Loras } from "./components.ts";
 export type { Pair, SizeConditioning } from "./conditioning.ts";
 export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
 export { describeModel, type ModelDescription, type ModelInfo } from "./info.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
+export { addedStrengths, loraFolder, loraTags, promptLoras, resolveTags } from "./lora_tags.ts";
 export { GeneratedPicture, type PictureSettings } from "./picture.ts";
 export {
   copyComponent,

@@ -24,8 +24,12 @@ export interface PictureSettings extends EncodeOptions, SizeConditioning {
   model: string;
   /** Where it is not "auto". */
   vaeTiling?: VaeTiling;
-  /** Adapters on the UNet. */
-  loras?: readonly { name: string; strength: number }[];
+  /** Adapters, with their strength on the text encoders where it is another. */
+  loras?: readonly { name: string; strength: number; textStrength?: number }[];
+}
+
+function loraText({ name, strength, textStrength }: NonNullable<PictureSettings["loras"]>[number]): string {
+  return `${name}: ${strength}${textStrength === undefined ? "" : ` (text ${textStrength})`}`;
 }
 
 export class GeneratedPicture implements Picture {
@@ -67,7 +71,7 @@ export class GeneratedPicture implements Picture {
       "Prompt weighting": promptWeighting,
       ...Object.fromEntries(sizes),
       "VAE tiling": vaeTiling,
-      Loras: loras.map(({ name, strength }) => `${name}: ${strength}`).join(", ") || undefined,
+      Loras: loras.map(loraText).join(", ") || undefined,
       RNG: "CPU", // noise is that of torch's CPU generator
       Version: `fewstep ${version()}`,
     });

@@ -1,25 +1,24 @@
-/** @file The programs of a pipeline: text encoders, UNet with its adapters, VAE decoder. B batch, h w latent. */
+/** @file The programs of a pipeline: text encoders, UNet, VAE decoder. B batch, h w latent. */
 
 import { type Graph, graph, input, parametersOf, symbol } from "../graph/index.ts";
 import { clipText, clipTextWithProjection, unet, vaeDecode } from "../models/index.ts";
-import { loraScope, rootScope, type Scope } from "../nn/index.ts";
+import { changedScope, rootScope, type Scope } from "../nn/index.ts";
 import { concat, gather } from "../ops/index.ts";
 import { type CompileOptions, compile, type Program } from "../runtime/index.ts";
-import { readLora, SafetensorsFile, unetTable } from "../weights/index.ts";
+import { fixedChanges, type LoadedLora, type Part, placeFactors } from "./adapters.ts";
 import type { Components } from "./components.ts";
-import { weightsOf } from "./folder.ts";
+import { type PlacedWeights, weightsOf } from "./folder.ts";
+import { type Layout, layoutChanges } from "./layout.ts";
 
-type Run = Pick<CompileOptions, "device" | "threads">;
+export type Run = Pick<CompileOptions, "device" | "threads">;
 
 /**
  * Token ids and end positions of both tokenizers → `hidden` [B,T,D] of both encoders, and `pooled` [B,P]. `layer` and
  * `layer_2` [1] say whose output `hidden` is: 0 that of the embeddings, and so on to the last layer but one.
  */
-export async function compileText(model: Components, run: Run): Promise<Program> {
-  const { text, tokenizers } = model;
+function textGraph({ text, tokenizers }: Components, root: Scope): Graph {
   const B = symbol("B");
   const tokens = (name: string, i: number) => input(name, "int64", [B, tokenizers[i].maxLength]);
-  const root = rootScope();
   const first = clipText(root.at("1"), text[0], { ids: tokens("ids", 0), end: input("end", "int64", [B]) });
   const second = clipTextWithProjection(root.at("2"), text[1], {
     ids: tokens("ids_2", 1),
@@ -30,38 +29,10 @@ export async function compileText(model: Components, run: Run): Promise<Program>
     return gather(concat(states, 0), input(i ? "layer_2" : "layer", "int64", [1]), 0).squeeze(0);
   });
   // `pooled_1` is not used, but keeps the last layers in the key list that is checked against the file.
-  const g = graph({ hidden: concat(hidden, 2), pooled: second.textEmbeds, pooled_1: first.pooled });
-  const sources = { "1.": model.weights("text_encoder"), "2.": model.weights("text_encoder_2") };
-  return compile(g, { ...(await weightsOf(g, sources)), ...run });
+  return graph({ hidden: concat(hidden, 2), pooled: second.textEmbeds, pooled_1: first.pooled });
 }
 
 /** `sample` [B,4,h,w], `timestep` [B], `hidden`, `pooled` and `time_ids` [B,6] → `prediction` [B,4,h,w]. */
-export async function compileUNet(model: Components, run: Run): Promise<Program> {
-  const build = (scope: Scope) => unetGraph(model, scope);
-  const plain = build(rootScope());
-  const placed = await weightsOf(plain, { "": model.weights("unet") });
-  const shapes = adaptable(plain);
-  const names = unetTable(model.unet);
-  const aliases = new Map([...shapes.keys()].map((at) => [names.toTheirs(at) ?? at, at]));
-  let scope = rootScope();
-  for (const [i, { path, strength }] of model.loras.entries()) {
-    await using file = await SafetensorsFile.open(path);
-    const modules = await readLora(file, shapes, aliases);
-    const name = `lora${i}`;
-    scope = loraScope(scope, {
-      name,
-      rank: (at) => modules.get(at)?.rank,
-      scale: (at) => (strength * modules.get(at)!.alpha) / modules.get(at)!.rank,
-    });
-    const tensors = [...modules].flatMap(([at, { down, up }]) => [
-      [`${at}.${name}_down.weight`, down] as const,
-      [`${at}.${name}_up.weight`, up] as const,
-    ]);
-    await placed.add(path, new Map(tensors));
-  }
-  return compile(model.loras.length > 0 ? build(scope) : plain, { ...placed, ...run });
-}
-
 function unetGraph({ unet: config, text }: Components, scope: Scope): Graph {
   const [B, H, W] = ["B", "H", "W"].map(symbol);
   const prediction = unet(scope, config, {
@@ -74,10 +45,48 @@ function unetGraph({ unet: config, text }: Components, scope: Scope): Graph {
   return graph({ prediction });
 }
 
-/** Weight shapes of the linear and convolution layers of a graph, by path. */
-function adaptable(g: Graph): Map<string, readonly number[]> {
-  const matrices = parametersOf(g).filter(({ name, shape }) => name.endsWith(".weight") && shape.length > 1);
-  return new Map(matrices.map(({ name, shape }) => [name.slice(0, -".weight".length), shape]));
+const GRAPHS = { text: textGraph, unet: unetGraph } as const;
+
+/** Shapes of a part's parameters by name; those of the text encoders are below `1.` and `2.` */
+export function partShapes(part: Part, model: Components): Map<string, readonly number[]> {
+  const parameters = parametersOf(GRAPHS[part](model, rootScope()));
+  return new Map(parameters.map(({ name, shape }) => [name, shape]));
+}
+
+async function partWeights(
+  part: Part,
+  model: Components,
+  fixed: readonly LoadedLora[],
+): Promise<PlacedWeights> {
+  const sources: Parameters<typeof weightsOf>[1] =
+    part === "unet"
+      ? { "": model.weights("unet") }
+      : { "1.": model.weights("text_encoder"), "2.": model.weights("text_encoder_2") };
+  const placed = await weightsOf(GRAPHS[part](model, rootScope()), sources);
+  await placeFactors(placed, part, fixed);
+  return placed;
+}
+
+/**
+ * Compiles a part with some adapters in its weights for good, and with room for others, which are then inputs. Weights
+ * that lie in memory are read once for all programs with such room.
+ */
+export function partCompiler(
+  part: Part,
+  model: Components,
+  fixed: readonly LoadedLora[],
+  run: Run,
+): (layout?: Layout) => Promise<Program> {
+  let kept: PlacedWeights | undefined;
+  return async (layout) => {
+    const placed = kept ?? (await partWeights(part, model, fixed));
+    if (layout && placed.isSmall) kept = placed;
+    const scope = changedScope(rootScope(), (name) => [
+      ...fixedChanges(part, fixed, name),
+      ...(layout ? layoutChanges(layout, name) : []),
+    ]);
+    return compile(GRAPHS[part](model, scope), { ...placed, ...run });
+  };
 }
 
 /** Keys of a VAE that decoding leaves alone. */
@@ -88,5 +97,6 @@ export async function compileVae(model: Components, run: Run): Promise<Program> 
   const [B, H, W] = ["B", "H", "W"].map(symbol);
   const latents = input("latents", "float32", [B, model.vae.latent_channels, H, W]);
   const g = graph({ pictures: vaeDecode(rootScope(), model.vae, latents) });
-  return compile(g, { ...(await weightsOf(g, { "": model.weights("vae") }, ENCODER)), ...run });
+  const placed = await weightsOf(g, { "": model.weights("vae") }, ENCODER);
+  return compile(g, { ...placed, ...run });
 }

@@ -18,14 +18,25 @@ import {
 } from "../samplers/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
 import { chunkPrompt, MOST_CHUNKS } from "../tokenizers/index.ts";
-import { type ComponentOptions, type Components, readComponents } from "./components.ts";
+import { type LoadedLora, strengthOn } from "./adapters.ts";
+import {
+  addLoras,
+  type ComponentOptions,
+  type Components,
+  findLoras,
+  type Loras,
+  readComponents,
+} from "./components.ts";
 import { type SizeConditioning, sizesIn, timeIds } from "./conditioning.ts";
 import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.ts";
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
+import { AdaptableProgram, type Adapted } from "./layout.ts";
+import { LoraLibrary } from "./library.ts";
+import { addedStrengths, loraTags, promptLoras } from "./lora_tags.ts";
 import { GeneratedPicture } from "./picture.ts";
 import { type LatentRgb, latentPicture, latentRgb } from "./preview.ts";
-import { compileText, compileUNet, compileVae } from "./programs.ts";
+import { compileVae, partCompiler } from "./programs.ts";
 import { eachRow, joinedPrompts, type Prompt, type PromptCache, promptCacheOf } from "./prompts.ts";
 import { tiledDecode, tilesFor, type VaeTiling } from "./tiling.ts";
 
@@ -38,6 +49,8 @@ export interface LoadOptions extends ComponentOptions {
   promptCache?: number;
   /** Called before each part is made ready. */
   onLoad?: (part: LoadedPart) => void;
+  /** Folder of adapters that prompts may name: `<lora:name:0.8>` is `name.safetensors` in it or below. */
+  loraFolder?: string;
 }
 
 export interface LoadedPart {
@@ -71,6 +84,8 @@ export interface GenerateOptions extends EncodeOptions, SizeConditioning {
   schedule?: Schedule;
   /** Whether large pictures are decoded by tiles; default "auto", which is beyond 1.25·2²⁰ pixels. */
   vaeTiling?: VaeTiling;
+  /** Adapters on these pictures alone, beside those that were loaded; neither other ones nor other strengths load the model again. */
+  loras?: Loras;
   /** Stops between steps. */
   signal?: AbortSignal;
   /** Called after each step; the next one waits for it, and none follows when it throws. */
@@ -113,6 +128,13 @@ interface Guidance {
   rescale: number;
 }
 
+/** What pictures are made of: prompts without tags, the model with its adapters, and those that are new. */
+interface Wish {
+  prompts: readonly string[];
+  parts: Components;
+  loras: readonly LoadedLora[];
+}
+
 /** Folder of the model that comes with the package. */
 export function bundledModel(): string {
   const here = new URL(".", import.meta.url);
@@ -131,18 +153,29 @@ export class SDXL implements AsyncDisposable {
   readonly info: ModelInfo;
   readonly timings: Timings = { load: 0, encode: 0, denoise: 0, decode: 0 };
   private readonly parts: Components;
-  private readonly textProgram: Program;
-  private readonly unetProgram: Program;
+  private readonly library: LoraLibrary;
+  private readonly loraFolder?: string;
+  private readonly textProgram: AdaptableProgram;
+  private readonly unetProgram: AdaptableProgram;
   private readonly vaeProgram: Program;
   private readonly known?: PromptCache;
   private latentRgb?: Promise<LatentRgb>;
+  private readonly fixedWarnings: readonly string[];
+  /** Of the last pictures. */
+  private last: Wish;
 
   private constructor(
     parts: Components,
-    [text, unetProgram, vae]: readonly [Program, Program, Program],
-    promptCache: number,
+    fixed: readonly LoadedLora[],
+    library: LoraLibrary,
+    [text, unetProgram, vae]: readonly [AdaptableProgram, AdaptableProgram, Program],
+    { promptCache = 0, loraFolder }: Pick<LoadOptions, "promptCache" | "loraFolder">,
   ) {
     this.parts = parts;
+    this.loraFolder = loraFolder;
+    this.library = library;
+    this.last = { prompts: [], parts, loras: [] };
+    this.fixedWarnings = fixed.flatMap(({ warnings }) => warnings);
     if (promptCache > 0) this.known = promptCacheOf(promptCache);
     this.textProgram = text;
     this.unetProgram = unetProgram;
@@ -157,26 +190,29 @@ export class SDXL implements AsyncDisposable {
    */
   static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
-    const { device = "cpu", threads, promptCache = 0, onLoad, ...rest } = options;
+    const { device = "cpu", threads, promptCache, loraFolder, onLoad, ...rest } = options;
     const parts = await readComponents(model, rest);
+    const library = new LoraLibrary(parts);
+    const fixed = await Promise.all(parts.loras.map((lora) => library.place(lora)));
     const run = { device, threads };
     const loading = (name: LoadedPart["name"], i: number): void => onLoad?.({ name, i, total: 3 });
     loading("text encoders", 0);
-    const text = await compileText(parts, run);
+    const text = await AdaptableProgram.create("text", partCompiler("text", parts, fixed, run));
     loading("UNet", 1);
-    const unet = await compileUNet(parts, run);
+    const unet = await AdaptableProgram.create("unet", partCompiler("unet", parts, fixed, run));
     loading("VAE", 2);
     const programs = [text, unet, await compileVae(parts, run)] as const;
-    const sdxl = new SDXL(parts, programs, promptCache);
+    const sdxl = new SDXL(parts, fixed, library, programs, { promptCache, loraFolder });
     sdxl.timings.load = (performance.now() - started) / 1000;
     return sdxl;
   }
 
-  /** What these options and this prompt may get wrong, one sentence each. */
+  /** What these options and this prompt may get wrong, one sentence each; with the adapters of the last pictures. */
   warnings(options: GenerateOptions = {}, prompt = ""): string[] {
-    const { steps, guidance, negativePrompt, promptWeighting } = this.settings(options);
-    const { distilled } = this.info;
-    const found: string[] = [];
+    const { parts, loras } = this.last;
+    const { steps, guidance, negativePrompt, promptWeighting } = this.settings(options, parts);
+    const { distilled } = parts;
+    const found = [...this.fixedWarnings, ...loras.flatMap(({ warnings }) => warnings)];
     if (distilled !== undefined && steps !== distilled)
       found.push(`the model was distilled for ${distilled} steps; ${steps} will look worse`);
     if (distilled !== undefined && guidance > 2)
@@ -184,7 +220,7 @@ export class SDXL implements AsyncDisposable {
     const [tokenizer] = this.parts.tokenizers;
     const room = `${tokenizer.capacity} tokens`;
     const limit = promptWeighting === "none" ? room : `${MOST_CHUNKS} chunks of ${room}`;
-    if (chunkPrompt(tokenizer, prompt, promptWeighting).lost)
+    if (chunkPrompt(tokenizer, loraTags(prompt).text, promptWeighting).lost)
       found.push(`the prompt has more than ${limit}; what follows them is not read`);
     if (negativePrompt && guidance <= 1)
       found.push(`a negative prompt has no effect at guidance ${guidance}; it needs more than 1`);
@@ -196,15 +232,17 @@ export class SDXL implements AsyncDisposable {
     prompt: string | readonly string[],
     options: GenerateOptions = {},
   ): Promise<GeneratedPicture[]> {
-    const steps = this.denoise(prompt, options);
+    const wish = await this.wish(prompt, options);
+    const steps = this.denoiseWish(wish, options);
     let next = await steps.next();
     for (; !next.done; next = await steps.next()) await options.onStep?.(next.value);
     const pictures = await this.decode(next.value, options.vaeTiling);
-    const { batch, seed, negativePrompt, sampler, noiseRule, ...rest } = this.settings(options);
+    const { parts, prompts } = wish;
+    const { batch, seed, negativePrompt, sampler, noiseRule, ...rest } = this.settings(options, parts);
     return pictures.map(
       (picture, i) =>
         new GeneratedPicture(picture, {
-          prompt: [prompt].flat()[Math.floor(i / batch)],
+          prompt: prompts[Math.floor(i / batch)],
           negativePrompt,
           steps: rest.steps,
           guidance: rest.guidance,
@@ -212,12 +250,16 @@ export class SDXL implements AsyncDisposable {
           guidanceRescale: rest.guidanceRescale,
           sampler: sampler.title,
           schedule: scheduleTitle(rest.schedule),
-          model: this.parts.name,
+          model: parts.name,
           promptWeighting: options.promptWeighting,
           clipSkip: options.clipSkip,
           vaeTiling: options.vaeTiling,
           ...sizesIn(options),
-          loras: this.parts.loras.map(({ name, strength }) => ({ name, strength })),
+          loras: parts.loras.map(({ name, strength, textStrength }) => ({
+            name,
+            strength,
+            ...(textStrength === strength ? {} : { textStrength }),
+          })),
         }),
     );
   }
@@ -227,39 +269,47 @@ export class SDXL implements AsyncDisposable {
     prompt: string | readonly string[],
     options: GenerateOptions = {},
   ): AsyncGenerator<DenoiseStep, FloatTensor> {
-    const { steps, guidance, seed, noiseRule, negativePrompt, sampler, ...rest } = this.settings(options);
+    return yield* this.denoiseWish(await this.wish(prompt, options), options);
+  }
+
+  private async *denoiseWish(
+    { prompts, parts, loras }: Wish,
+    options: GenerateOptions,
+  ): AsyncGenerator<DenoiseStep, FloatTensor> {
+    const settings = this.settings(options, parts);
+    const { steps, guidance, seed, noiseRule, negativePrompt, sampler, ...rest } = settings;
     const { batch: each, signal, schedule, guidanceRescale: rescale } = rest;
     const { width, height } = this.size(options);
     let started = performance.now();
-    const prompts = [prompt].flat();
     const batch = prompts.length * each;
     const ids = timeIds(options, [height, width]);
     const told = (encoded: Prompt, timeIds: readonly number[]): Condition => ({
       ...encoded,
       timeIds: floats([batch, 6], Array.from({ length: batch }, () => timeIds).flat()),
     });
-    const positive = told(eachRow(await this.encode(prompts, options), each), ids.positive);
+    const positive = told(eachRow(await this.encode(prompts, options, loras), each), ids.positive);
     const encodeNegative = async (): Promise<Prompt> => {
       if (negativePrompt === "" && this.parts.zeroEmptyPrompt)
         return { hidden: floats(positive.hidden.shape), pooled: floats(positive.pooled.shape) };
-      return eachRow(await this.encode([negativePrompt], { ...options, clipSkip: 0 }), batch);
+      return eachRow(await this.encode([negativePrompt], { ...options, clipSkip: 0 }, loras), batch);
     };
     const negative = guidance > 1 ? told(await encodeNegative(), ids.negative) : positive;
     this.timings.encode = (performance.now() - started) / 1000;
 
     const factor = this.info.vaeScaleFactor;
     const shape = [batch, this.parts.unet.in_channels, height / factor, width / factor];
-    const plan = sampler.plan(this.parts.scheduler, steps, schedule);
+    const plan = sampler.plan(parts.scheduler, steps, schedule);
     const noise = noiseStream({ seed, shape, rule: noiseRule });
     const x = floats(
       shape,
       noise().data.map((v) => v * plan.initNoiseSigma),
     );
+    await using unet = await this.unetProgram.with(loras);
     const network = (sample: FloatTensor, timestep: number) =>
       guidance > 1
-        ? this.evaluateGuided(sample, timestep, { positive, negative, guidance, rescale })
-        : this.evaluate(sample, timestep, positive);
-    const denoise = parameterize(network, this.parts.scheduler.prediction_type, plan);
+        ? this.evaluateGuided(unet, sample, timestep, { positive, negative, guidance, rescale })
+        : this.evaluate(unet, sample, timestep, positive);
+    const denoise = parameterize(network, parts.scheduler.prediction_type, plan);
     const loop = sampler.sample(denoise, x, plan, noise);
     this.timings.denoise = 0;
     started = performance.now();
@@ -311,23 +361,33 @@ export class SDXL implements AsyncDisposable {
     return latentPicture(latents, await this.latentRgb);
   }
 
-  /** Text encoders' outputs for some prompts, all with as many tokens as the longest of them. */
-  async encode(prompts: readonly string[], options: EncodeOptions = {}): Promise<Prompt> {
-    const { promptWeighting, clipSkip } = options;
+  /**
+   * Text encoders' outputs for some prompts, all with as many tokens as the longest of them. Those with adapters on
+   * the text encoders are not kept.
+   */
+  async encode(
+    prompts: readonly string[],
+    { promptWeighting, clipSkip }: EncodeOptions = {},
+    loras: readonly LoadedLora[] = [],
+  ): Promise<Prompt> {
+    await using program = await this.textProgram.with(loras);
     const encode = (some: readonly string[]): Promise<Prompt[]> =>
-      encodePrompts(this.textProgram, this.parts, some, { promptWeighting, clipSkip });
+      encodePrompts(program, this.parts, some, { promptWeighting, clipSkip });
     const way = JSON.stringify([promptWeighting, clipSkip]);
-    const each = (some: readonly string[]) => this.known?.(some, encode, way) ?? encode(some);
+    const own = loras.every((lora) => lora.deltas.text.size === 0 || strengthOn("text", lora) === 0);
+    const known = own ? this.known : undefined;
+    const each = (some: readonly string[]) => known?.(some, encode, way) ?? encode(some);
     return joinedPrompts(await each(prompts), async () => (await each([""]))[0]);
   }
 
   private async evaluate(
+    unet: Adapted,
     sample: FloatTensor,
     timestep: number,
     { hidden, pooled, timeIds }: Condition,
   ): Promise<FloatTensor> {
     const B = sample.shape[0];
-    const out = await this.unetProgram.run({
+    const out = await unet.run({
       sample,
       timestep: floats([B], new Float32Array(B).fill(timestep)),
       hidden,
@@ -339,27 +399,38 @@ export class SDXL implements AsyncDisposable {
 
   /** With and without the prompt in one batch, or one after the other where they differ in length. */
   private async evaluateGuided(
+    unet: Adapted,
     sample: FloatTensor,
     timestep: number,
     { positive, negative, guidance, rescale }: Guidance,
   ): Promise<FloatTensor> {
     if (negative.hidden.shape[1] !== positive.hidden.shape[1]) {
-      const without = await this.evaluate(sample, timestep, negative);
-      return guide(await this.evaluate(sample, timestep, positive), without, guidance, rescale);
+      const without = await this.evaluate(unet, sample, timestep, negative);
+      return guide(await this.evaluate(unet, sample, timestep, positive), without, guidance, rescale);
     }
     const both = {
       hidden: joined(negative.hidden, positive.hidden),
       pooled: joined(negative.pooled, positive.pooled),
       timeIds: joined(negative.timeIds, positive.timeIds),
     };
-    const out = await this.evaluate(joined(sample, sample), timestep, both);
+    const out = await this.evaluate(unet, joined(sample, sample), timestep, both);
     const n = sample.data.length;
     const half = (from: number) => floats(sample.shape, out.data.subarray(from, from + n));
     return guide(half(n), half(0), guidance, rescale);
   }
 
+  /** Reads the prompts' tags, and the adapters that they and the options ask for. */
+  private async wish(prompt: string | readonly string[], options: GenerateOptions): Promise<Wish> {
+    const { prompts, loras: named } = await promptLoras([prompt].flat(), this.loraFolder);
+    const found = await findLoras(addedStrengths(options.loras ?? {}, named));
+    const loras = await Promise.all(found.map((lora) => this.library.load(lora)));
+    const parts = found.length > 0 ? await addLoras(this.parts, found) : this.parts;
+    this.last = { prompts, parts, loras };
+    return this.last;
+  }
+
   /** Options with their defaults. */
-  private settings(options: GenerateOptions) {
+  private settings(options: GenerateOptions, parts: Components) {
     const defaults = {
       batch: 1,
       seed: 0,
@@ -368,7 +439,7 @@ export class SDXL implements AsyncDisposable {
       negativePrompt: "",
       promptWeighting: DEFAULT_WEIGHTING,
     };
-    return { ...defaults, ...this.info.defaults, ...defined(options) };
+    return { ...defaults, ...modelInfo(parts).defaults, ...defined(options) };
   }
 
   private size({ width, height }: GenerateOptions): { width: number; height: number } {
@@ -383,7 +454,8 @@ export class SDXL implements AsyncDisposable {
   }
 
   async dispose(): Promise<void> {
-    await Promise.all([this.textProgram, this.unetProgram, this.vaeProgram].map((p) => p.dispose()));
+    const programs = [this.textProgram, this.unetProgram, this.vaeProgram];
+    await Promise.all(programs.map((program) => program[Symbol.asyncDispose]()));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,6 +1,8 @@
+export type { Delta, Factor } from "./delta.ts";
 export { kindText, type WeightKind, weightKind } from "./kind.ts";
 export { clipTable, openClipTable, type UNetLayout, unetTable, type VaeLayout, vaeTable } from "./ldm.ts";
-export { type LoraModule, loraSummary, readLora, saveLora } from "./lora.ts";
+export { type LoraContent, type LoraTarget, loraSummary, readLora, saveLora } from "./lora.ts";
+export type { LoraNetwork } from "./lora_keys.ts";
 export type { KeyTable } from "./rename.ts";
 export {
   loadSafetensors,

@@ -2,7 +2,11 @@
 
 /** In the order they are tried; a kind has some key like its pattern. */
 const KINDS = [
-  ["lora", "a LoRA", /\.(lora_(down|up|A|B)|lora\.(down|up))\./],
+  [
+    "lora",
+    "a LoRA",
+    /[._](lora_(down|up|A|B)|lora(_linear_layer)?\.(down|up))\.|\.(hada_w1_a|lokr_w[12](_a)?|diff|w_norm)(\.|$)/,
+  ],
   ["checkpoint", "a single-file checkpoint", /^model\.diffusion_model\./],
   ["unet", "a UNet with diffusers' names", /^(add_embedding\.linear_1|mid_block\.attentions\.0\.proj_in)\./],
   ["vae", "a VAE", /^(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid_block|mid|up)\./],

@@ -1,125 +1,113 @@
 /**
- * @file Low-rank adapter files (Hu et al. 2022): ΔW = alpha/r · up·down, down [r,in,k,k], up [out,r,1,1], of
- * linear layers without the kernel. Written with the names of kohya's trainer, which diffusers and ComfyUI read;
- * those of PEFT are read as well.
+ * @file Adapter files. ΔW = alpha/r · up·down of a plain one (Hu et al. 2022), down [r,in,k,k], up [out,r,1,1], of
+ * linear layers without the kernel. Written with the names of kohya's trainer, which diffusers and ComfyUI read; read
+ * in every naming of lora_keys.ts and every form of delta.ts.
  */
 
-import { castTensor, type DType, floats, type HostTensor, toFloat32 } from "../tensor/index.ts";
-import { listed, quote, type SafetensorsFile, saveSafetensors, type TensorEntry } from "./safetensors.ts";
+import { z } from "zod";
+import { castTensor, type DType, floats, type HostTensor, sizeOf, toFloat32 } from "../tensor/index.ts";
+import { type Delta, deltasOf, type LoraScaling, Misfit } from "./delta.ts";
+import { type LoraKeys, type LoraNaming, type LoraNetwork, loraBase, loraKeys } from "./lora_keys.ts";
+import { listed, quote, type SafetensorsFile, saveSafetensors } from "./safetensors.ts";
 
-/** What an adapter file holds for one module. */
-export interface LoraModule {
-  rank: number;
-  /** As stored; equal to the rank where the file has none. */
-  alpha: number;
-  down: TensorEntry;
-  up: TensorEntry;
+/** What an adapter can change in a network. */
+export interface LoraTarget {
+  /** Shapes of its parameters by name. */
+  parameters: ReadonlyMap<string, readonly number[]>;
+  /** Other names of modules: those of single-file checkpoints. */
+  aliases?: ReadonlyMap<string, string>;
 }
 
-type Part = "down" | "up" | "alpha";
-
-const PARTS: Readonly<Record<string, Part>> = {
-  lora_A: "down",
-  lora_B: "up",
-  lora_down: "down",
-  lora_up: "up",
-};
-/** `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`: which `_` was a dot is lost. */
-const KOHYA = /^lora_unet_(\w+)\.(?:(lora_down|lora_up)\.weight|alpha)$/;
-/** `unet.mid_block.attentions.0.proj_in.lora_A.weight` */
-const PEFT = /^(?:base_model\.model\.)?(?:unet\.)?([\w.]+)\.(lora_[AB])(?:\.default)?\.weight$/;
-
-/** Keys by module, as the file names it, and part. Keys of no known naming are left over. */
-function loraKeys(keys: Iterable<string>): {
-  naming: "kohya" | "peft" | undefined;
-  modules: Map<string, Partial<Record<Part, string>>>;
-  left: string[];
-} {
-  const modules = new Map<string, Partial<Record<Part, string>>>();
-  const left: string[] = [];
-  let naming: "kohya" | "peft" | undefined;
-  for (const key of keys) {
-    const kohya = KOHYA.exec(key);
-    const match = kohya ?? PEFT.exec(key);
-    if (!match) {
-      left.push(key);
-      continue;
-    }
-    naming ??= kohya ? "kohya" : "peft";
-    const parts = modules.get(match[1]) ?? {};
-    modules.set(match[1], parts);
-    const part = match[2] === undefined ? "alpha" : PARTS[match[2]];
-    if (parts[part] === undefined) parts[part] = key;
-    else left.push(key); // the same module under two names
-  }
-  return { naming, modules, left };
+export interface LoraContent {
+  /** By network and parameter. */
+  deltas: ReadonlyMap<LoraNetwork, ReadonlyMap<string, Delta>>;
+  /** Keys that say nothing about these networks, and are ignored elsewhere as well. */
+  ignored: readonly string[];
 }
 
 /**
- * Matches an adapter file with the modules of a network.
- * @param shapes of the weights of all modules that can be adapted, by path.
- * @param aliases other names of some of these paths.
- * @throws one error that lists keys that fit nowhere, modules that lack a part, and shapes that do not fit.
+ * Matches an adapter file with the networks of a model.
+ * @param config adapter_config.json, as PEFT writes it beside its file; for modules without an alpha of their own.
+ * @throws one error that lists keys that fit nowhere, modules that lack a part, and shapes that do not fit; where it
+ * can be told, with the base that the file was made for.
  */
 export async function readLora(
   file: SafetensorsFile,
-  shapes: ReadonlyMap<string, readonly number[]>,
-  aliases: ReadonlyMap<string, string> = new Map(),
-): Promise<Map<string, LoraModule>> {
-  const paths = new Map<string, string>();
-  for (const [name, path] of [...aliases, ...[...shapes.keys()].map((path) => [path, path] as const)])
-    paths.set(name, path).set(name.replaceAll(".", "_"), path);
-  const { modules, left } = loraKeys(file.entries.keys());
+  targets: Readonly<Partial<Record<LoraNetwork, LoraTarget>>>,
+  config?: unknown,
+): Promise<LoraContent> {
+  const { modules, left, ignored } = loraKeys(file.entries.keys());
+  if (modules.length === 0)
+    throw new Error(`${file.path} is no LoRA: it has no lora_down, lora_A, hada, lokr or diff tensors`);
+  const paths = new Map(
+    Object.entries(targets).map(([network, target]) => [network as LoraNetwork, modulePaths(target)]),
+  );
+  const scaling = peftScaling(file, config);
   const half: string[] = [];
   const wrong: string[] = [];
-  const found = new Map<string, LoraModule>();
-  for (const [name, { down: downKey, up: upKey, alpha }] of modules) {
-    const path = paths.get(name);
-    if (path === undefined || found.has(path)) {
-      left.push(...[downKey, upKey, alpha].filter((key) => key !== undefined));
+  const deltas = new Map<LoraNetwork, Map<string, Delta>>();
+  for (const keys of modules) {
+    const { network, module, parts } = keys;
+    const path = paths.get(network)?.get(module);
+    const found = deltas.get(network) ?? new Map<string, Delta>();
+    deltas.set(network, found);
+    const shapes = path === undefined ? undefined : shapesOf(targets[network]!, path);
+    if (path === undefined || !shapes || found.has(`${path}.weight`) || found.has(`${path}.bias`)) {
+      left.push(...parts.values());
       continue;
     }
-    if (!downKey || !upKey) {
-      half.push(name);
+    if (parts.size === 1 && parts.has("alpha")) {
+      ignored.push(parts.get("alpha")!);
       continue;
     }
-    const down = file.entries.get(downKey)!;
-    const rank = down.shape[0];
-    const [out, ...rest] = shapes.get(path)!;
-    const fitted = {
-      down: fitShape(down, [rank, ...rest]),
-      up: fitShape(file.entries.get(upKey)!, [out, rank, ...rest.slice(1).map(() => 1)]),
-    };
-    if (!rank || !fitted.down || !fitted.up)
-      wrong.push(`${name} ([${down.shape}] and [${file.entries.get(upKey)!.shape}] for [${[out, ...rest]}])`);
-    else
-      found.set(path, {
-        rank,
-        alpha: alpha ? await readAlpha(file, alpha) : rank,
-        down: fitted.down,
-        up: fitted.up,
-      });
+    try {
+      const changes = await deltasOf(file, keys, shapes, await scalingOf(file, keys, path, scaling));
+      for (const [name, delta] of changes) found.set(`${path}.${name}`, delta);
+    } catch (error) {
+      if (!(error instanceof Misfit)) throw error;
+      if (error.message === "incomplete") half.push(module);
+      else wrong.push(`${module} (${error.message})`);
+    }
   }
   const problems = [
     ...listed("left over", left),
-    ...listed("without down or up", half),
+    ...listed("without all its parts", half),
     ...listed("of another shape", wrong),
   ];
-  if (modules.size === 0) throw new Error(`${file.path} is no LoRA: it has no lora_down or lora_A tensors`);
-  if (problems.length > 0)
-    throw new Error(`${file.path} is a LoRA of another network: ${problems.join("; ")}`);
-  return found;
+  if (problems.length === 0) return { deltas, ignored };
+  const base = loraBase(file);
+  const whose = base === undefined ? "another network" : `another network, by its looks ${base}`;
+  throw new Error(`${file.path} is a LoRA of ${whose}: ${problems.join("; ")}`);
 }
 
-/** The tensor with a shape that differs in ones at the end only: linear layers are stored as 1×1 kernels, too. */
-function fitShape(entry: TensorEntry, shape: readonly number[]): TensorEntry | undefined {
-  const bare = (dims: readonly number[]) => dims.join().replace(/(,1)+$/, "");
-  return bare(entry.shape) === bare(shape) ? { ...entry, shape } : undefined;
+/** Paths of modules by every name that a file may use. */
+function modulePaths({ parameters, aliases = new Map() }: LoraTarget): Map<string, string> {
+  const own = [...parameters.keys()].map((name) => name.replace(/\.\w+$/, ""));
+  const paths = new Map<string, string>();
+  for (const [name, path] of [...aliases, ...own.map((path) => [path, path] as const)])
+    paths.set(name, path).set(name.replaceAll(".", "_"), path);
+  return paths;
+}
+
+function shapesOf({ parameters }: LoraTarget, path: string) {
+  const weight = parameters.get(`${path}.weight`);
+  return weight && { weight, bias: parameters.get(`${path}.bias`) };
+}
+
+async function scalingOf(
+  file: SafetensorsFile,
+  { network, parts }: LoraKeys,
+  path: string,
+  scaling: ReturnType<typeof peftScaling>,
+): Promise<LoraScaling> {
+  const key = parts.get("alpha");
+  if (key !== undefined) return { alpha: await readAlpha(file, key) };
+  return { of: (rank) => scaling(network, path, rank) };
 }
 
 async function readAlpha(file: SafetensorsFile, key: string): Promise<number> {
   const { shape, dtype } = file.entries.get(key)!;
-  const count = shape.reduce((n, d) => n * d, 1);
+  const count = sizeOf(shape);
   const value = count === 1 ? toFloat32(await file.read(key)).data[0] : Number.NaN;
   if (!Number.isFinite(value))
     throw new Error(
@@ -128,22 +116,104 @@ async function readAlpha(file: SafetensorsFile, key: string): Promise<number> {
   return value;
 }
 
-/** Naming, module count, ranks and alphas of an adapter file, whatever network it is for. */
-export async function loraSummary(
-  file: SafetensorsFile,
-): Promise<{ naming: string; modules: number; ranks: number[]; alphas: number[] }> {
+const positive = z.number().positive();
+const patterns = z.record(z.string(), positive).nullish();
+const peftConfig = z.object({
+  r: positive,
+  lora_alpha: positive.nullish(),
+  /** Of LoHa and LoKr. */
+  alpha: positive.nullish(),
+  use_rslora: z.boolean().nullish(),
+  alpha_pattern: patterns,
+  rank_pattern: patterns,
+});
+
+/**
+ * Factors on ΔW from PEFT's settings: alpha/r, or alpha/√r with use_rslora (Kalajdzievski 2023). They stand in
+ * adapter_config.json, or, as diffusers writes them, in the file's metadata, for each network.
+ */
+function peftScaling({ path, metadata }: SafetensorsFile, config?: unknown) {
+  const parse = (json: unknown, where: string): z.infer<typeof peftConfig> => {
+    const { data, error } = peftConfig.safeParse(json);
+    if (data) return data;
+    const [{ path: at, message }] = error.issues;
+    throw new Error(`${where}: ${at.join(".") || "the whole"}: ${message}`);
+  };
+  const all = config === undefined ? undefined : parse(config, `the adapter_config.json of ${path}`);
+  const written = config === undefined ? diffusersMetadata(metadata.lora_adapter_metadata) : {};
+  const byNetwork = new Map(
+    Object.entries(written).map(([network, json]) => [
+      network,
+      parse(json, `${path}: lora_adapter_metadata`),
+    ]),
+  );
+  return (network: LoraNetwork, module: string, rank?: number): number | undefined => {
+    const found = all ?? byNetwork.get(network);
+    if (!found) return undefined;
+    const of = (pattern: z.infer<typeof patterns>): number | undefined =>
+      Object.entries(pattern ?? {}).find(([name]) => module === name || module.endsWith(`.${name}`))?.[1];
+    const alpha = of(found.alpha_pattern) ?? found.lora_alpha ?? found.alpha;
+    const r = rank ?? of(found.rank_pattern) ?? found.r;
+    return alpha ? alpha / (found.use_rslora ? Math.sqrt(r) : r) : undefined;
+  };
+}
+
+/** `{"unet.r": 4, …}` by network; nothing for what is not such. */
+function diffusersMetadata(text?: string): Record<string, Record<string, unknown>> {
+  let json: unknown;
+  try {
+    json = JSON.parse(text ?? "{}");
+  } catch {
+    return {};
+  }
+  const out: Record<string, Record<string, unknown>> = {};
+  for (const [key, value] of Object.entries(json ?? {})) {
+    const [, network, name] = /^(unet|text_encoder|text_encoder_2)\.(.+)$/.exec(key) ?? [];
+    if (network !== undefined) out[network] = { ...out[network], [name]: value };
+  }
+  return out;
+}
+
+/** Naming, algorithms, module count, ranks and alphas of an adapter file, whatever network it is for. */
+export async function loraSummary(file: SafetensorsFile): Promise<{
+  naming: LoraNaming | "unknown";
+  algorithms: string[];
+  modules: number;
+  ranks: number[];
+  alphas: number[];
+}> {
   const { naming = "unknown", modules } = loraKeys(file.entries.keys());
   const ranks = new Set<number>();
   const alphas = new Set<number>();
-  for (const { down, alpha } of modules.values()) {
+  const algorithms = new Set<string>();
+  for (const { parts } of modules) {
+    for (const part of parts.keys())
+      for (const [pattern, name] of ALGORITHMS) if (pattern.test(part)) algorithms.add(name);
+    const down = ["down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"].flatMap((part) => parts.get(part) ?? [])[0];
     const rank = down === undefined ? undefined : file.entries.get(down)!.shape[0];
     if (rank !== undefined) ranks.add(rank);
+    const alpha = parts.get("alpha");
     const scale = alpha === undefined ? rank : await readAlpha(file, alpha);
     if (scale !== undefined) alphas.add(scale);
   }
   const sorted = (values: Set<number>) => [...values].sort((a, b) => a - b);
-  return { naming, modules: modules.size, ranks: sorted(ranks), alphas: sorted(alphas) };
+  return {
+    naming,
+    algorithms: [...algorithms].sort(),
+    modules: modules.length,
+    ranks: sorted(ranks),
+    alphas: sorted(alphas),
+  };
 }
+
+/** By the parts that tell them. */
+const ALGORITHMS: readonly (readonly [RegExp, string])[] = [
+  [/^down$/, "LoRA"],
+  [/^hada_/, "LoHa"],
+  [/^lokr_/, "LoKr"],
+  [/^(magnitude|dora_scale)$/, "DoRA"],
+  [/^(diff|diff_b|w_norm|b_norm)$/, "differences"],
+];
 
 /**
  * Writes an adapter file with kohya's names.

@@ -71,6 +71,11 @@ export class SafetensorsFile implements AsyncDisposable {
   async read(name: string): Promise<HostTensor> {
     const entry = this.entries.get(name);
     if (!entry) throw new Error(`${basename(this.path)}: no tensor is called ${name}`);
+    return this.load(entry);
+  }
+
+  /** The tensor at a place, in the shape given there. */
+  async load(entry: TensorEntry): Promise<HostTensor> {
     const { buffer } = await readBytes(this.handle, entry.offset, entry.bytes);
     return {
       dtype: entry.dtype,

@@ -2,7 +2,13 @@
 
 import { describe, expect, test } from "vitest";
 import { castTensor, floats, Generator, type HostTensor } from "../../src/tensor/index.ts";
-import { readLora, SafetensorsFile, saveLora, saveSafetensors } from "../../src/weights/index.ts";
+import {
+  readLora,
+  SafetensorsFile,
+  saveLora,
+  saveSafetensors,
+  type TensorEntry,
+} from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
 
 const SHAPES = new Map<string, readonly number[]>([
@@ -23,13 +29,16 @@ async function written(tensors: Record<string, HostTensor>): Promise<string> {
   return at("a.safetensors");
 }
 
-async function read(path: string, aliases?: ReadonlyMap<string, string>) {
+async function read(path: string, aliases?: ReadonlyMap<string, string>, config?: unknown) {
   await using file = await SafetensorsFile.open(path);
-  const found = await readLora(file, SHAPES, aliases);
-  const first = found.get("mid_block.resnets.0.conv1")!;
-  const bytes = await file.bytes(first.up.offset, first.up.bytes);
-  return { found, metadata: file.metadata, up: new Float32Array(bytes.buffer) };
+  const parameters = new Map([...SHAPES].map(([path, shape]) => [`${path}.weight`, shape]));
+  parameters.set("mid.proj_in.bias", [4]);
+  const { deltas, ignored } = await readLora(file, { unet: { parameters, aliases } }, config);
+  return { found: deltas.get("unet")!, ignored, metadata: file.metadata };
 }
+
+/** Names of changed parameters. */
+const CHANGED = [...SHAPES.keys()].map((path) => `${path}.weight`);
 
 /** The adapter under other names; without alpha. */
 function renamed(down: (path: string) => string, up: (path: string) => string): Record<string, HostTensor> {
@@ -43,17 +52,19 @@ function renamed(down: (path: string) => string, up: (path: string) => string): 
 
 test("written and read back", async () => {
   await saveLora(at("a.safetensors"), modules, { metadata: { "fewstep.steps": "4" } });
-  const { found, metadata, up } = await read(at("a.safetensors"));
+  const { found, metadata } = await read(at("a.safetensors"));
   expect(metadata).toEqual({ format: "pt", "fewstep.steps": "4" });
-  expect([...found.keys()]).toEqual([...SHAPES.keys()]);
-  expect(found.get("mid_block.resnets.0.conv1")).toMatchObject({
+  expect([...found.keys()]).toEqual(CHANGED);
+  const conv = found.get("mid_block.resnets.0.conv1.weight")!;
+  expect(conv).toMatchObject({
+    kind: "product",
     rank: 2,
-    alpha: 8,
-    down: { shape: [2, 3, 3, 3] },
-    up: { shape: [5, 2, 1, 1] },
+    scale: 4,
+    factors: { down: { shape: [2, 27] }, up: { shape: [5, 2] } },
   });
-  expect(up).toEqual(modules.get("mid_block.resnets.0.conv1")!.up.data);
   await using file = await SafetensorsFile.open(at("a.safetensors"));
+  const up = await file.load(conv.factors.up as TensorEntry);
+  expect(up.data).toEqual(modules.get("mid_block.resnets.0.conv1")!.up.data);
   expect([...file.entries.keys()].slice(3, 6)).toEqual([
     "lora_unet_mid_block_attentions_0_to_out_0.lora_down.weight",
     "lora_unet_mid_block_attentions_0_to_out_0.lora_up.weight",
@@ -64,29 +75,86 @@ test("written and read back", async () => {
 test("half precision, alpha as well", async () => {
   await saveLora(at("a.safetensors"), modules, { dtype: "float16" });
   const { found } = await read(at("a.safetensors"));
-  expect(found.get("mid.proj_in")).toMatchObject({ alpha: 8, down: { dtype: "float16" } });
+  expect(found.get("mid.proj_in.weight")).toMatchObject({
+    scale: 4,
+    factors: { down: { dtype: "float16" } },
+  });
 });
 
 describe("other namings", () => {
-  test.each([
-    ["unet.", ".weight"],
-    ["base_model.model.unet.", ".weight"],
-    ["base_model.model.", ".default.weight"],
-    ["", ".weight"],
-  ])("PEFT %s…%s; alpha is the rank", async (prefix, end) => {
+  test.each<[string, string, string]>([
+    ["unet.", ".lora_A.weight", ".lora_B.weight"],
+    ["base_model.model.unet.", ".lora_A.weight", ".lora_B.weight"],
+    ["unet.base_model.model.", ".lora_A.weight", ".lora_B.weight"],
+    ["base_model.model.", ".lora_A.default.weight", ".lora_B.default.weight"],
+    ["", ".lora_A.weight", ".lora_B.weight"],
+    ["unet.", ".lora.down.weight", ".lora.up.weight"],
+    ["unet.", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"],
+    ["diffusion_model.", ".lora_down.weight", ".lora_up.weight"],
+    ["model.diffusion_model.", ".lora_A.weight", ".lora_B.weight"],
+  ])("%s…%s; alpha is the rank", async (prefix, down, up) => {
     const path = await written(
       renamed(
-        (p) => `${prefix}${p}.lora_A${end}`,
-        (p) => `${prefix}${p}.lora_B${end}`,
+        (p) => `${prefix}${p}${down}`,
+        (p) => `${prefix}${p}${up}`,
       ),
     );
     const { found } = await read(path);
-    expect([...found.keys()]).toEqual([...SHAPES.keys()]);
-    expect([...found.values()].map(({ alpha, rank }) => [alpha, rank])).toEqual([
-      [2, 2],
-      [2, 2],
-      [2, 2],
+    expect([...found.keys()]).toEqual(CHANGED);
+    expect([...found.values()].map(({ scale, rank }) => [scale, rank])).toEqual([
+      [1, 2],
+      [1, 2],
+      [1, 2],
     ]);
+  });
+
+  test("LyCORIS in a wrapper", async () => {
+    const path = await written(
+      renamed(
+        (p) => `lycoris_${p.replaceAll(".", "_")}.lora_down.weight`,
+        (p) => `lycoris_${p.replaceAll(".", "_")}.lora_up.weight`,
+      ),
+    );
+    expect([...(await read(path)).found.keys()]).toEqual(CHANGED);
+  });
+
+  test("attention processors of old diffusers", async () => {
+    const parameters = new Map([
+      ["mid.attn1.to_q.weight", [4, 4]],
+      ["mid.attn1.to_out.0.weight", [4, 4]],
+    ]);
+    const tensors = Object.fromEntries(
+      ["to_q", "to_out"].flatMap((name) => [
+        [`unet.mid.attn1.processor.${name}_lora.down.weight`, floats([2, 4])],
+        [`unet.mid.attn1.processor.${name}_lora.up.weight`, floats([4, 2])],
+      ]),
+    );
+    await using file = await SafetensorsFile.open(await written(tensors));
+    const { deltas } = await readLora(file, { unet: { parameters } });
+    expect([...deltas.get("unet")!.keys()]).toEqual([...parameters.keys()]);
+  });
+
+  test("text encoders, of kohya, diffusers and old diffusers", async () => {
+    const path = "text_model.encoder.layers.0.self_attn";
+    const parameters = new Map(["q_proj", "out_proj"].map((name) => [`${path}.${name}.weight`, [4, 4]]));
+    parameters.set("text_projection.weight", [3, 4]);
+    const flat = path.replaceAll(".", "_");
+    const both = (down: string, up: string, out = 4) => ({ [down]: floats([2, 4]), [up]: floats([out, 2]) });
+    const tensors = {
+      ...both(`lora_te1_${flat}_q_proj.lora_down.weight`, `lora_te1_${flat}_q_proj.lora_up.weight`),
+      ...both(`text_encoder.${path}.to_out_lora.down.weight`, `text_encoder.${path}.to_out_lora.up.weight`),
+      ...both(`lora_te2_${flat}_q_proj.lora_down.weight`, `lora_te2_${flat}_q_proj.lora_up.weight`),
+      ...both(
+        `text_encoder_2.${path}.out_proj.lora_linear_layer.down.weight`,
+        `text_encoder_2.${path}.out_proj.lora_linear_layer.up.weight`,
+      ),
+      ...both("lora_te2_text_projection.lora_down.weight", "lora_te2_text_projection.lora_up.weight", 3),
+    };
+    await using file = await SafetensorsFile.open(await written(tensors));
+    const target = { parameters };
+    const { deltas } = await readLora(file, { text_encoder: target, text_encoder_2: target });
+    expect([...deltas.get("text_encoder")!.keys()]).toEqual([...parameters.keys()].slice(0, 2));
+    expect([...deltas.get("text_encoder_2")!.keys()]).toEqual([...parameters.keys()]);
   });
 
   test("aliases of paths", async () => {
@@ -111,7 +179,7 @@ describe("other namings", () => {
     const key = "lora_unet_mid_block_attentions_0_to_out_0.lora_down.weight";
     tensors[key] = { ...tensors[key], shape: [2, 6, 1, 1] };
     const { found } = await read(await written(tensors));
-    expect(found.get("mid_block.attentions.0.to_out.0")!.down.shape).toEqual([2, 6]);
+    expect(found.get("mid_block.attentions.0.to_out.0.weight")!.factors.down.shape).toEqual([2, 6]);
   });
 });
 
@@ -123,24 +191,24 @@ describe("refused in one sentence", () => {
   };
   test.each<[string, Record<string, HostTensor>, RegExp]>([
     [
-      "a text encoder's modules",
+      "modules of a text encoder that is not there",
       { ...part, "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": floats([2, 3]) },
       /a.safetensors is a LoRA of another network: 1 left over: lora_te1_text_model\S*$/,
     ],
     [
       "modules that the network does not have",
       { ...part, "lora_unet_mid_proj_out.lora_down.weight": floats([2, 3]), "x.hada_w1_a": floats([1]) },
-      /2 left over: x.hada_w1_a, lora_unet_mid_proj_out.lora_down.weight$/,
+      /2 left over: lora_unet_mid_proj_out.lora_down.weight, x.hada_w1_a$/,
     ],
     [
       "half a module",
       { [`${KEY}.lora_up.weight`]: floats([4, 2, 1, 1]) },
-      /1 without down or up: mid_proj_in$/,
+      /1 without all its parts: mid_proj_in$/,
     ],
     [
       "other ranks",
       { ...part, [`${KEY}.lora_up.weight`]: floats([4, 3, 1, 1]) },
-      /1 of another shape: mid_proj_in \(\[2,3,1,1\] and \[4,3,1,1\] for \[4,3,1,1\]\)$/,
+      /1 of another shape: mid_proj_in \(up is \[4,3,1,1\], needs \[4,2\]\)$/,
     ],
     [
       "rank 0",
@@ -169,7 +237,7 @@ describe("refused in one sentence", () => {
     [
       "no adapter",
       { "conv_in.weight": floats([1]) },
-      /a.safetensors is no LoRA: it has no lora_down or lora_A tensors$/,
+      /a.safetensors is no LoRA: it has no lora_down, lora_A, hada, lokr or diff tensors$/,
     ],
   ])("%s", async (_, tensors, message) => {
     await expect(read(await written(tensors))).rejects.toThrow(message);
