@@ -12,6 +12,7 @@ interface ServeCommand {
   host: string;
   model: string[];
   lora: string[];
+  loraDir?: string;
   device: Device;
   token?: string;
   concurrency: number;
@@ -30,6 +31,7 @@ export function serveCommand(program: Command): void {
     .option("--host <address>", "that is listened on", "127.0.0.1")
     .option("--model <name=path>", "folder or checkpoint file, the default first; repeatable", collect, [])
     .option("--lora <name=file>", "adapter that may be asked for; repeatable", collect, [])
+    .option("--lora-dir <folder>", "of more adapters, named after their files")
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
     .addOption(
       new Option("--token <text>", "wanted of clients, as a bearer token")
@@ -45,7 +47,7 @@ export function serveCommand(program: Command): void {
     .action(serve);
 }
 
-async function serve({ model, lora, ...options }: ServeCommand): Promise<void> {
+async function serve({ model, lora, loraDir, ...options }: ServeCommand): Promise<void> {
   const { createServer, isLoopback, namedPath } = await import("../serve/index.ts");
   const named = (option: string, texts: readonly string[]): Record<string, string> => {
     const paths = new Map<string, string>();
@@ -64,6 +66,7 @@ async function serve({ model, lora, ...options }: ServeCommand): Promise<void> {
     ...options,
     models: model.length > 0 ? named("--model", model) : undefined,
     loras: named("--lora", lora),
+    loraFolder: loraDir,
     onError: (error) => console.error(`fewstep: ${error instanceof Error ? error.stack : String(error)}`),
   });
   try {

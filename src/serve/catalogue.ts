@@ -2,14 +2,22 @@
 
 import { stat } from "node:fs/promises";
 import { basename } from "node:path";
-import { describeModel, type ModelDescription } from "../pipelines/index.ts";
+import {
+  describeModel,
+  loraFolder,
+  loraTags,
+  type ModelDescription,
+  resolveTags,
+} from "../pipelines/index.ts";
 import { quote, SafetensorsFile, weightKind } from "../weights/index.ts";
 import type { PictureRequest } from "./jobs.ts";
-import type { LoadSpec } from "./protocol.ts";
+import type { LoadSpec, PictureTask } from "./protocol.ts";
 import { Refusal } from "./refusal.ts";
 
 /** Pictures have at most so many times the pixels of those that the model was trained on. */
 const LARGEST = 4;
+/** Adapters of one request. */
+const MOST_LORAS = 8;
 
 export interface CatalogueModel extends ModelDescription {
   path: string;
@@ -30,20 +38,26 @@ export class Catalogue {
     this.loras = loras;
   }
 
-  /** @param models and loras: paths by name. @throws one sentence when one of them is not what it should be. */
+  /**
+   * @param models and loras: paths by name; folder: of more adapters, named after their files.
+   * @throws one sentence when one of them is not what it should be.
+   */
   static async open(
     models: Readonly<Record<string, string>>,
     loras: Readonly<Record<string, string>>,
+    folder?: string,
   ): Promise<Catalogue> {
     const described = new Map<string, CatalogueModel>();
     for (const [name, path] of Object.entries(models))
       described.set(name, { ...(await describeModel(path)), name, path });
     const adapters = new Map<string, Adapter>();
     for (const [name, path] of Object.entries(loras)) {
-      await using file = await SafetensorsFile.open(path);
-      if (weightKind(file.entries.keys()) !== "lora") throw new Error(`${path}: not a LoRA`);
+      if (!(await isLora(path))) throw new Error(`${path}: not a LoRA`);
       adapters.set(name, { path, bytes: (await stat(path)).size });
     }
+    for (const [name, path] of folder === undefined ? [] : await loraFolder(folder))
+      if (!adapters.has(name) && (await isLora(path)))
+        adapters.set(name, { path, bytes: (await stat(path)).size });
     return new Catalogue(described, adapters);
   }
 
@@ -82,32 +96,57 @@ export class Catalogue {
           param: "clip_skip",
         },
       );
-    this.load(request);
+    this.task(request);
   }
 
-  load({ model: name, loras, steps }: Pick<PictureRequest, "model" | "loras" | "steps">): LoadSpec {
-    const model = this.model(name);
-    const { counts, usual } = model.fewSteps;
-    const asked = steps ?? usual;
-    const variant = loras.length === 0 && asked !== undefined && counts.includes(asked) ? asked : "own";
-    const added = loras.map(({ name, strength }) => {
-      const lora = this.loras.get(name);
-      const known = [...this.loras.keys()].join(", ") || "none";
-      if (!lora)
-        throw new Refusal("invalid_value", `there is no LoRA ${quote(name)}; there are ${known}`, {
+  /** What is loaded for a request and what is painted. @throws Refusal of adapters that are not here. */
+  task(request: PictureRequest): PictureTask {
+    const { text, tags } = refused("prompt", () => loraTags(request.prompt));
+    const asked = request.loras.map(({ name, strength, textStrength }) => ({
+      name,
+      strength: { unet: strength, text: textStrength ?? strength },
+    }));
+    const wanted = [...asked, ...tags];
+    if (wanted.length > MOST_LORAS)
+      throw new Refusal(
+        "invalid_value",
+        `${wanted.length} LoRAs are asked for; at most ${MOST_LORAS} go together`,
+        {
           param: "loras",
-        });
-      return { ...lora, strength };
-    });
-    const files = Object.fromEntries(added.map(({ path, strength }) => [path, strength]));
-    return {
-      key: JSON.stringify([model.path, variant, files]),
-      path: model.path,
-      steps,
-      loras: files,
-      bytes: added.reduce((sum, { bytes }) => sum + bytes, model.bytes),
-    };
+        },
+      );
+    const paths = new Map([...this.loras].map(([name, { path }]) => [name, path]));
+    const loras = refused("loras", () => resolveTags(wanted, paths));
+    const bytes = [...this.loras.values()].reduce(
+      (sum, lora) => sum + (lora.path in loras ? lora.bytes : 0),
+      0,
+    );
+    const load = this.load(request, wanted.length > 0);
+    return { load: { ...load, bytes: load.bytes + bytes }, request: { ...request, prompt: text }, loras };
   }
+
+  /** @param adapted whether adapters go on it: on the model's own UNet. */
+  load({ model: name, steps }: Pick<PictureRequest, "model" | "steps">, adapted = false): LoadSpec {
+    const { path, bytes, fewSteps } = this.model(name);
+    const { counts, usual } = fewSteps;
+    const asked = steps ?? usual;
+    const variant = !adapted && asked !== undefined && counts.includes(asked) ? asked : undefined;
+    return { key: JSON.stringify([path, variant ?? "own"]), path, steps: variant, bytes };
+  }
+}
+
+/** @throws Refusal that says what `f` throws. */
+function refused<T>(param: string, f: () => T): T {
+  try {
+    return f();
+  } catch (error) {
+    throw new Refusal("invalid_value", (error as Error).message, { param });
+  }
+}
+
+async function isLora(path: string): Promise<boolean> {
+  await using file = await SafetensorsFile.open(path);
+  return weightKind(file.entries.keys()) === "lora";
 }
 
 /** Pixels; those of the model where none are asked for. */

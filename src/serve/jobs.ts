@@ -16,7 +16,7 @@ export interface PictureRequest extends SizeConditioning {
   negativePrompt: string;
   /** Names of the server, not paths. */
   model?: string;
-  loras: readonly { name: string; strength: number }[];
+  loras: readonly { name: string; strength: number; textStrength?: number }[];
   /** Pictures. */
   batch: number;
   steps?: number;

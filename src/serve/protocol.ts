@@ -1,6 +1,6 @@
 /** @file What the server and its picture workers say to each other. */
 
-import type { PictureSettings, Timings } from "../pipelines/index.ts";
+import type { Loras, PictureSettings, Timings } from "../pipelines/index.ts";
 import type { Picture } from "../platform/index.ts";
 import type { Device } from "../runtime/index.ts";
 import type { PictureRequest } from "./jobs.ts";
@@ -13,24 +13,25 @@ export interface WorkerSetup {
   memoryLimit: number;
 }
 
-/** A model with adapters, as it is loaded. */
+/** A model as it is loaded. */
 export interface LoadSpec {
   /** The same for what is loaded in the same way. */
   key: string;
   /** Folder or file. */
   path: string;
-  /** Step count whose few-step weights are taken. */
+  /** Step count whose few-step weights are taken; none: the model's own. */
   steps?: number;
-  /** Files and strengths. */
-  loras: Readonly<Record<string, number>>;
-  /** Of its weights. */
+  /** Of its weights, and of the adapters that are asked for. */
   bytes: number;
 }
 
 /** Without a request the model is only loaded. */
 export interface PictureTask {
   load: LoadSpec;
+  /** Its prompt is without tags. */
   request?: PictureRequest;
+  /** Files and strengths of the adapters that it names. */
+  loras?: Loras;
   /** See `Stop`. */
   stop?: SharedArrayBuffer;
 }

@@ -17,6 +17,8 @@ export interface ServeOptions
   models?: Readonly<Record<string, string>>;
   /** LoRA files by name. */
   loras?: Readonly<Record<string, string>>;
+  /** Folder of more, named after their files. */
+  loraFolder?: string;
   /** Default 7860; 0 for any that is free. */
   port?: number;
 }
@@ -36,7 +38,8 @@ export interface Server extends AsyncDisposable {
 export async function createServer(options: ServeOptions = {}): Promise<Server> {
   const { host = "127.0.0.1", port = 7860, queueLimit = 64, timeLimit = 300, onError = () => {} } = options;
   const { history = { jobs: 200, bytes: 256 * 2 ** 20 } } = options;
-  const catalogue = await Catalogue.open(options.models ?? { fewstep: bundledModel() }, options.loras ?? {});
+  const { models = { fewstep: bundledModel() }, loras = {}, loraFolder } = options;
+  const catalogue = await Catalogue.open(models, loras, loraFolder);
   const studio = new PictureStudio(catalogue, options);
   const onEnd = (job: Job): void => metrics.count(job);
   const jobs: LocalJobs = new LocalJobs(studio, { queueLimit, timeLimit, history, onEnd, onError });

@@ -54,28 +54,26 @@ export class PictureStudio implements Studio {
 
   /** Loads the first model in every thread. */
   async warm(): Promise<void> {
-    const load = this.load({ loras: [] });
+    const load = this.fitting(this.catalogue.load({}));
     await Promise.all(Array.from({ length: this.size }, () => this.pool.run({ load }, { about: load.key })));
   }
 
   check(request: PictureRequest): void {
     this.catalogue.check(request);
-    this.load(request);
+    this.fitting(this.catalogue.task(request).load);
   }
 
   async paint(
     request: PictureRequest,
     { stop, onStep }: { stop: Stop; onStep(step: Step): void },
   ): Promise<Made> {
-    const load = this.load(request);
-    const task = { load, request, stop: stop.flag.buffer as SharedArrayBuffer };
-    const result = (await this.pool.run(task, { about: load.key, onNote: onStep })) as PictureResult;
+    const task = { ...this.catalogue.task(request), stop: stop.flag.buffer as SharedArrayBuffer };
+    const result = (await this.pool.run(task, { about: task.load.key, onNote: onStep })) as PictureResult;
     const pictures = result.pictures.map(({ picture, settings }) => new GeneratedPicture(picture, settings));
     return { ...result, pictures };
   }
 
-  private load(request: Pick<PictureRequest, "model" | "loras" | "steps">): LoadSpec {
-    const load = this.catalogue.load(request);
+  private fitting(load: LoadSpec): LoadSpec {
     if (load.bytes <= this.memoryLimit) return load;
     const [needed, most] = [load.bytes, this.memoryLimit].map((n) => `${Math.ceil(n / 2 ** 20)} MiB`);
     throw new Refusal("invalid_value", `the model has ${needed} of weights; a worker may load ${most}`, {

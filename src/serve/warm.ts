@@ -15,21 +15,18 @@ export class WarmModels {
     this.setup = setup;
   }
 
-  async get({ key, path, steps, loras, bytes }: LoadSpec): Promise<SDXL> {
+  async get({ key, path, steps, bytes }: LoadSpec): Promise<SDXL> {
     const warm = this.models.get(key);
-    if (warm) {
-      this.models.delete(key);
-      this.models.set(key, warm);
-      return warm.sdxl;
-    }
+    this.models.delete(key);
     const { device, threads, memoryLimit } = this.setup;
+    const needed = Math.max(bytes, warm?.bytes ?? 0);
     for (const oldest of [...this.models.keys()]) {
-      if (this.bytes + bytes <= memoryLimit) break;
+      if (this.bytes + needed <= memoryLimit) break;
       await this.unload(oldest);
     }
-    const added = Object.keys(loras).length > 0 ? loras : undefined;
-    const sdxl = await SDXL.load(path, { device, threads, steps, loras: added, promptCache: PROMPTS });
-    this.models.set(key, { sdxl, bytes });
+    const own = steps === undefined ? { loras: {} } : { steps };
+    const sdxl = warm?.sdxl ?? (await SDXL.load(path, { device, threads, promptCache: PROMPTS, ...own }));
+    this.models.set(key, { sdxl, bytes: needed });
     return sdxl;
   }
 

@@ -13,9 +13,14 @@ import { WarmModels } from "./warm.ts";
 const port = parentPort as MessagePort;
 const models = new WarmModels(workerData as WorkerSetup);
 
-async function paint(sdxl: SDXL, request: PictureRequest, stop: Stop): Promise<PictureResult> {
+async function paint(
+  sdxl: SDXL,
+  request: PictureRequest,
+  { loras, stop: flag }: PictureTask,
+): Promise<PictureResult> {
+  const stop = new Stop(flag);
   const { prompt, sampler, previews, ...options } = request;
-  const settings = { ...options, sampler: sampler === undefined ? undefined : SAMPLERS[sampler] };
+  const settings = { ...options, loras, sampler: sampler === undefined ? undefined : SAMPLERS[sampler] };
   const onStep = async (at: DenoiseStep): Promise<void> => {
     if (stop.requested) throw new Error("stopped");
     const preview = isPreviewed(at, previews) ? await at.preview() : undefined;
@@ -49,7 +54,7 @@ port.on("message", async (task: PictureTask | "close") => {
       return;
     }
     const sdxl = await models.get(task.load);
-    say({ result: task.request && (await paint(sdxl, task.request, new Stop(task.stop))) });
+    say({ result: task.request && (await paint(sdxl, task.request, task)) });
   } catch (error) {
     say({ error: error instanceof Error ? error.message : String(error) });
   }

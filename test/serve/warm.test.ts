@@ -7,7 +7,7 @@ let models: WarmModels;
 afterEach(() => models.dispose());
 
 /** Loads what counts as 10 bytes. */
-const get = (key: string) => models.get({ key, path: TINY, loras: {}, bytes: 10 });
+const get = (key: string) => models.get({ key, path: TINY, bytes: 10 });
 
 test("models stay loaded; the one used longest ago makes room", async () => {
   models = new WarmModels({ device: "cpu", threads: 1, memoryLimit: 20 });
@@ -22,7 +22,7 @@ test("models stay loaded; the one used longest ago makes room", async () => {
 test("one that is larger than the rest of the room takes the place of several", async () => {
   models = new WarmModels({ device: "cpu", threads: 1, memoryLimit: 20 });
   const [a, b] = [await get("a"), await get("b")];
-  await models.get({ key: "large", path: TINY, loras: {}, bytes: 20 });
+  await models.get({ key: "large", path: TINY, bytes: 20 });
   expect(await get("b")).not.toBe(b);
   expect(await get("a")).not.toBe(a);
 });

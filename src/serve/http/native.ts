@@ -127,14 +127,20 @@ export function pictureFiles({ jobs }: Backend): FastifyPluginAsyncZod {
 }
 
 function pictureRequest(body: z.infer<typeof jobRequest>): PictureRequest {
-  const { n: batch, guidanceScale: guidance, seed, ...rest } = camelCased(body);
-  return { ...rest, batch, guidance, seed: seedFrom(seed) };
+  const { n: batch, guidanceScale: guidance, seed, loras, ...rest } = camelCased(body);
+  return { ...rest, loras: loras.map(camelCased), batch, guidance, seed: seedFrom(seed) };
 }
 
 function jobBody(request: FastifyRequest, job: Job): z.infer<typeof jobSchema> {
-  const { batch: n, guidance: guidance_scale, seed, ...rest } = job.request;
+  const { batch: n, guidance: guidance_scale, seed, loras, ...rest } = job.request;
   const { made, error } = job;
-  const asked = { ...snakeCased(rest), n, guidance_scale, seed: jsonSeed(seed) };
+  const asked = {
+    ...snakeCased(rest),
+    loras: loras.map(snakeCased),
+    n,
+    guidance_scale,
+    seed: jsonSeed(seed),
+  };
   return {
     id: job.id,
     status: job.status,

@@ -42,6 +42,7 @@ const sizes = {
   negative_target_size: pair.optional(),
 };
 
+const loraStrength = z.number().min(-100).max(100);
 const side = z.int().min(1).max(8192).describe("Pixels. Default: the model's.");
 
 export const jobRequest = z
@@ -65,11 +66,15 @@ export const jobRequest = z
       .describe('Decode by tiles. Default: "auto", where pictures are large.'),
     loras: z
       .array(
-        z.strictObject({ name: z.string().max(200), strength: z.number().min(-100).max(100).default(1) }),
+        z.strictObject({
+          name: z.string().max(200),
+          strength: loraStrength.default(1),
+          text_strength: loraStrength.optional().describe("On the text encoders. Default: strength."),
+        }),
       )
       .max(8)
       .default([])
-      .describe("Adapters on the UNet, names from the list of LoRAs."),
+      .describe("Adapters, names from the list of LoRAs. A prompt may name them as well: <lora:name:0.8>."),
     previews: z.int().min(0).max(100).default(0).describe("How many of the steps come with a preview."),
     priority: z.int().min(-10).max(10).default(0).describe("Higher ones are done first."),
     time_limit: z
@@ -147,7 +152,9 @@ export const job = z
       clip_skip: z.int().optional(),
       ...sizes,
       vae_tiling: z.string().optional(),
-      loras: z.array(z.object({ name: z.string(), strength: z.number() })),
+      loras: z.array(
+        z.object({ name: z.string(), strength: z.number(), text_strength: z.number().optional() }),
+      ),
       previews: z.int(),
       priority: z.int(),
       time_limit: z.number().optional(),
