@@ -8,6 +8,7 @@ export {
   type GenerateOptions,
   type LoadedPart,
   type LoadOptions,
+  type Loras,
   type ModelInfo,
   type Pair,
   type PictureSettings,

@@ -43,6 +43,7 @@ interface GenerateOptions extends SizeConditioning {
   model?: string;
   unet?: string;
   lora?: Record<string, number>;
+  loraDir?: string;
   device: "cpu" | "webgpu" | "cuda";
   out?: string;
   show: Display | "auto";
@@ -98,7 +99,8 @@ export function generateCommand(program: Command): void {
       "folder in diffusers layout, checkpoint file, or org/name once pulled (default: the bundled model)",
     )
     .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
-    .option("--lora <file[:strength]>", "adapter on the UNet; may be given more than once", collectLora)
+    .option("--lora <file[:strength]>", "adapter, a file or folder; may be given more than once", collectLora)
+    .option("--lora-dir <folder>", "of adapters that the prompt may name: <lora:name:0.8>")
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
     .option("--out <path>", "file.png, or a folder/ (default: named after prompt and seed)")
     .addOption(new Option("--show <how>", "in the terminal").choices(["auto", ...DISPLAYS]).default("auto"))
@@ -109,17 +111,21 @@ export function generateCommand(program: Command): void {
 
 /** Apart: where `await using` stands too, tsc 6.0 leaves the extension of a dynamic import as it is. */
 const library = () => import("../index.node.ts");
+const pipelines = () => import("../pipelines/index.ts");
 
 async function generate(words: readonly string[], options: GenerateOptions): Promise<void> {
   const { negative, device, batch, guidanceRescale, seed = randomInt(2 ** 32) } = options;
-  const prompt = words.join(" ");
   const target = outputTarget(options.out);
   const progress = await startProgress(!options.json && !options.quiet);
   try {
     const { SDXL, bundledModel } = await library();
+    const { addedStrengths, promptLoras } = await pipelines();
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
-    const { unet, lora: loras, steps: count } = options;
+    const { unet, lora, steps: count } = options;
+    const { prompts, loras: named } = await promptLoras([words.join(" ")], options.loraDir);
+    const loras = Object.keys(named).length > 0 ? addedStrengths(lora ?? {}, named) : lora;
+    const [prompt] = prompts;
     const onLoad = ({ name, i, total }: LoadedPart): void => progress.update(`loading the ${name}`, i, total);
     await using sdxl = await SDXL.load(folder, { device, unet, loras, steps: count, onLoad });
     const { defaults } = sdxl.info;

@@ -70,14 +70,13 @@ export function parseCorner(text: string): [top: number, left: number] {
   return [Number(top), Number(left)];
 }
 
-/**
- * `file.safetensors` or `file.safetensors:0.8`, added to those given before; 1 is the strength that it was trained at.
- */
+/** `file.safetensors`, `folder` or `folder:0.8`, added to those given before; 1 is the strength that it was trained at. */
 export function collectLora(
   text: string,
   before: Readonly<Record<string, number>> = {},
 ): Record<string, number> {
-  const [, file = text, number = "1"] = /^(.+\.safetensors):([^/\\]*)$/i.exec(text) ?? [];
+  const [, file = text, number = "1"] =
+    /^(.+\.safetensors):([^/\\]*)$/i.exec(text) ?? /^(.+):([+-]?[\d.]+(?:e[+-]?\d+)?)$/i.exec(text) ?? [];
   const strength = number.trim() === "" ? Number.NaN : Number(number);
   if (!Number.isFinite(strength))
     throw new InvalidArgumentError('The strength is not a number; give "file.safetensors:0.8".');

@@ -52,7 +52,7 @@ test("what a model is told: height before width, top before left", () => {
 test("adapters add up, with their strengths", () => {
   const first = collectLora("a/b.safetensors");
   const second = collectLora("C:\\c.safetensors:-0.5", first);
-  expect(collectLora("x:1", second)).toEqual({ "a/b.safetensors": 1, "C:\\c.safetensors": -0.5, "x:1": 1 });
+  expect(collectLora("x:1", second)).toEqual({ "a/b.safetensors": 1, "C:\\c.safetensors": -0.5, x: 1 });
   for (const text of ["a.safetensors:", "a.safetensors:x", "a.safetensors:Infinity"])
     expect(() => collectLora(text)).toThrow("The strength is not a number");
   expect(() => collectLora("a/b.safetensors:0.1", first)).toThrow("This file is given twice.");
