@@ -11,6 +11,9 @@ export interface LoraTag {
   strength: { unet: number; text: number };
 }
 
+/** As large as ComfyUI takes them. */
+const MOST = 100;
+
 const TAG = /<(?:lora|lyco):([^<>]*)>/g;
 
 /**
@@ -30,8 +33,10 @@ export function loraTags(prompt: string): { text: string; tags: LoraTag[] } {
     const placed: number[] = [];
     for (const amount of amounts) {
       const [, key, digits] = /^(?:(te|unet)=)?([+-]?(?:\d+\.?\d*|\.\d+))$/.exec(amount) ?? refuse();
-      if (key === undefined) placed.push(Number(digits));
-      else named.set(key, Number(digits));
+      const strength = Number(digits);
+      if (Math.abs(strength) > MOST) refuse();
+      if (key === undefined) placed.push(strength);
+      else named.set(key, strength);
     }
     if (name === "" || placed.length > 2) refuse();
     const te = named.get("te") ?? placed[0] ?? 1;
@@ -50,7 +55,7 @@ export async function loraFolder(folder: string): Promise<Map<string, string>> {
     throw error.code === "ENOENT" ? new Error(`${folder}: no such folder`, { cause: error }) : error;
   });
   const found = new Map<string, string>();
-  const entries = await readdir(root, { recursive: true, withFileTypes: true });
+  const entries = await readdir(folder, { recursive: true, withFileTypes: true });
   for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
     if (extname(entry.name) !== ".safetensors") continue;
     const path = join(entry.parentPath, entry.name);
@@ -127,6 +132,8 @@ export async function promptLoras(
     throw new Error("prompts of one call name different LoRAs; make their pictures one after the other");
   if (tags.length === 0) return { prompts, loras: {} };
   if (folder === undefined)
-    throw new Error(`the prompt names the LoRA ${quote(tags[0].name)}, but no folder of LoRAs is given`);
+    throw new Error(
+      `the prompt names the LoRA ${quote(tags[0].name)}, but no folder of LoRAs is given (--lora-dir, or loraFolder)`,
+    );
   return { prompts: read.map(({ text }) => text), loras: resolveTags(tags, await loraFolder(folder)) };
 }

@@ -75,7 +75,8 @@ export async function readLora(
     ...listed("of another shape", wrong),
   ];
   if (problems.length === 0) return { deltas, ignored };
-  const base = loraBase(file);
+  const text = [...(targets.unet?.parameters ?? [])].find(([name]) => name.endsWith(".attn2.to_k.weight"));
+  const base = loraBase(file, text?.[1][1]);
   const whose = base === undefined ? "another network" : `another network, by its looks ${base}`;
   throw new Error(`${file.path} is a LoRA of ${whose}: ${problems.join("; ")}`);
 }
@@ -174,13 +175,13 @@ function diffusersMetadata(text?: string): Record<string, Record<string, unknown
   return out;
 }
 
-/** Naming, algorithms, module count, ranks and alphas of an adapter file, whatever network it is for. */
+/** Naming, module count, ranks, alphas and algorithms of an adapter file, whatever network it is for. */
 export async function loraSummary(file: SafetensorsFile): Promise<{
   naming: LoraNaming | "unknown";
-  algorithms: string[];
   modules: number;
   ranks: number[];
   alphas: number[];
+  algorithms: string[];
 }> {
   const { naming = "unknown", modules } = loraKeys(file.entries.keys());
   const ranks = new Set<number>();
@@ -199,10 +200,10 @@ export async function loraSummary(file: SafetensorsFile): Promise<{
   const sorted = (values: Set<number>) => [...values].sort((a, b) => a - b);
   return {
     naming,
-    algorithms: [...algorithms].sort(),
     modules: modules.length,
     ranks: sorted(ranks),
     alphas: sorted(alphas),
+    algorithms: [...algorithms].sort(),
   };
 }
 

@@ -108,14 +108,18 @@ const WIDTHS: Readonly<Record<number, string>> = {
   2048: "SDXL",
 };
 
-/** The base that an adapter was made for, as far as keys, metadata and shapes tell. */
-export function loraBase({ entries, metadata }: SafetensorsFile): string | undefined {
+/**
+ * The base that an adapter was made for, as far as keys, metadata and shapes tell.
+ * @param textWidth of the network that it does not fit; its own base is no answer.
+ */
+export function loraBase({ entries, metadata }: SafetensorsFile, textWidth = 0): string | undefined {
   const keys = [...entries.keys()];
   const known = BASES.find(([, pattern]) => keys.some((key) => pattern.test(key)))?.[0];
   if (known) return known;
   const said = metadata.ss_base_model_version ?? metadata["modelspec.architecture"] ?? "";
   const version = VERSIONS.find(([, pattern]) => pattern.test(said))?.[0];
   if (version) return version;
-  const width = keys.find((key) => /attn2[._]to_[kv][._]\S*(down|lora_A)(\.default)?\.weight$/.test(key));
-  return width === undefined ? undefined : WIDTHS[entries.get(width)!.shape[1]];
+  const found = keys.find((key) => /attn2[._]to_[kv][._]\S*(down|lora_A)(\.default)?\.weight$/.test(key));
+  const width = found === undefined ? 0 : entries.get(found)!.shape[1];
+  return width === textWidth ? undefined : WIDTHS[width];
 }

@@ -3,6 +3,7 @@
 import {
   cpSync,
   existsSync,
+  mkdirSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -131,6 +132,33 @@ describe("other weights", () => {
       steps: 1,
       warnings: [/distilled/, /guidance/].map((w) => expect.stringMatching(w)),
     });
+  });
+
+  test("of adapters in a folder, named in the prompt", async () => {
+    mkdirSync(at("loras"));
+    await saveLora(at("loras/l.safetensors"), lora);
+    const args = [
+      "generate",
+      "apple <lora:l:0.5>",
+      "--model",
+      TINY,
+      "--steps",
+      "1",
+      "--out",
+      at("a.png"),
+      "--json",
+    ];
+    const [named, unknown, nowhere] = await Promise.all([
+      fewstep([...args, "--lora-dir", at("loras"), "--lora", `${at("loras/l.safetensors")}:0.25`]),
+      fewstep([...args, "and <lora:m>", "--lora-dir", at("loras")]),
+      fewstep(args),
+    ]);
+    expect(JSON.parse(named.stdout)).toMatchObject({
+      prompt: "apple",
+      loras: [{ name: "l", strength: 0.75 }],
+    });
+    expectRefusal(unknown, /there is no LoRA "m"; there are l$/m);
+    expectRefusal(nowhere, /the prompt names the LoRA "l", but no folder of LoRAs is given \(--lora-dir/);
   });
 
   test("that the model folder brings along are chosen by --steps", async () => {

