@@ -23,6 +23,8 @@ export interface ModelDescription extends ModelInfo {
   name: string;
   /** Step counts that the folder brings weights of their own along for, and the one that is usual. */
   fewSteps: { counts: readonly number[]; usual?: number };
+  /** How the model's own UNet is used: without few-step weights, for other step counts. */
+  base: { steps: number; guidance: number; distilled: boolean };
   /** Of the files with its weights. */
   bytes: number;
 }
@@ -52,6 +54,9 @@ export async function describeModel(path: string): Promise<ModelDescription> {
     ...modelInfo(parts),
     name: parts.name,
     fewSteps: { counts: Object.keys(lightning?.files ?? {}).map(Number), usual: lightning?.default },
+    base: lightning
+      ? { steps: parts.defaults.steps, guidance: parts.defaults.guidance, distilled: false }
+      : { ...parts.usual, distilled: parts.distilled !== undefined },
     bytes: sizes.reduce((sum, size) => sum + size, 0),
   };
 }

@@ -33,12 +33,14 @@ export interface AppOptions {
   cors?: readonly string[];
   /** Requests of one address in a minute; default any. */
   rateLimit?: number;
+  /** Folder with the files of the page; default those that come with the package. */
+  page?: string;
 }
 
 export async function buildApp(
   backend: Backend,
   metrics: Metrics,
-  { host, token, cors: origins = [], rateLimit: most }: AppOptions,
+  { host, token, cors: origins = [], rateLimit: most, page: folder }: AppOptions,
 ): Promise<FastifyInstance> {
   const { headersTimeout, ...times } = TIMES;
   const app = fastify({
@@ -80,7 +82,7 @@ export async function buildApp(
     metrics.serve(guarded);
   });
   await app.register(pictureFiles(backend));
-  await app.register(page());
+  await app.register(page(folder));
   await app.ready();
   return app;
 }

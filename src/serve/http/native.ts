@@ -15,16 +15,30 @@ import { clientGone, type ServerEvent, sendEvents } from "./stream.ts";
 const byId = z.object({ id: z.string() });
 const file = { schema: z.custom<Buffer>().meta({ type: "string", format: "binary" }) };
 const pictureFile = { content: { "image/png": file, "image/jpeg": file, "image/webp": file } };
+const eventStream = { content: { "text/event-stream": { schema: z.string() } } };
 const errors = { "4xx": errorBody, "5xx": errorBody };
 
 export function nativeApi({ jobs, catalogue, onError }: Backend): FastifyPluginAsyncZod {
   return async (app) => {
     app.post(
       "/api/jobs",
-      { schema: { summary: "Asks for pictures", body: jobRequest, response: { 202: jobSchema, ...errors } } },
+      {
+        schema: {
+          summary: "Asks for pictures",
+          description:
+            "Answers at once with the job. With Accept: text/event-stream it answers with what happens to the job, as " +
+            "/api/jobs/{id}/events does, and leaving cancels it.",
+          body: jobRequest,
+          response: { 200: eventStream, 202: jobSchema, ...errors },
+        },
+      },
       async (request, reply) => {
         const job = await jobs.submit(pictureRequest(request.body));
-        return reply.code(202).header("location", `/api/jobs/${job.id}`).send(jobBody(request, job));
+        reply.header("location", `/api/jobs/${job.id}`);
+        if (!request.headers.accept?.includes("text/event-stream"))
+          return reply.code(202).send(jobBody(request, job));
+        const gone = clientGone(reply, () => void jobs.cancel(job.id));
+        return sendEvents(reply, told(request, jobs.events(job.id, gone)), onError);
       },
     );
 
@@ -57,7 +71,7 @@ export function nativeApi({ jobs, catalogue, onError }: Backend): FastifyPluginA
             "Server-sent events: queued (position), started, progress (step, of, and a preview as a data URL where " +
             "some were asked for), then completed, failed or cancelled, with the job.",
           params: byId,
-          response: { 200: { content: { "text/event-stream": { schema: z.string() } } }, ...errors },
+          response: { 200: eventStream, ...errors },
         },
       },
       async (request, reply) => {
@@ -78,6 +92,11 @@ export function nativeApi({ jobs, catalogue, onError }: Backend): FastifyPluginA
           steps: described.defaults.steps,
           guidance_scale: described.defaults.guidance,
           few_steps: [...described.fewSteps.counts],
+          base: {
+            steps: described.base.steps,
+            guidance_scale: described.base.guidance,
+            distilled: described.base.distilled,
+          },
         })),
       }),
     );

@@ -28,10 +28,7 @@ export function openaiApi({ jobs, catalogue, onError }: Backend): FastifyPluginA
       async (request, reply) => {
         const { body } = request;
         const job = await jobs.submit(pictureRequest(body));
-        const gone = clientGone(reply);
-        const leave = (): void => void jobs.cancel(job.id);
-        if (gone.aborted) leave();
-        else gone.addEventListener("abort", leave);
+        const gone = clientGone(reply, () => void jobs.cancel(job.id));
         if (body.stream) return sendEvents(reply, streamed(jobs, job, body, gone), onError);
         const made = madeBy(await lastOf(jobs, job, gone));
         return {

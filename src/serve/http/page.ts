@@ -5,11 +5,25 @@ import { fileURLToPath } from "node:url";
 import fastifyStatic from "@fastify/static";
 import type { FastifyPluginAsync } from "fastify";
 
-const FOLDER = fileURLToPath(new URL("../../web", import.meta.url));
+/** Beside the built program, or where the build puts it, seen from the sources. */
+const FOLDERS = ["../../web", "../../../dist/web"].map((path) => fileURLToPath(new URL(path, import.meta.url)));
 
-export function page(folder = FOLDER): FastifyPluginAsync {
+/** Only from here, and pictures that the page itself holds; the component library sets styles on elements. */
+const POLICY =
+  "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; object-src 'none'; " +
+  "base-uri 'none'; frame-ancestors 'self'";
+
+export function page(folder = FOLDERS.find((path) => existsSync(path))): FastifyPluginAsync {
   return async (app) => {
-    if (existsSync(folder)) await app.register(fastifyStatic, { root: folder });
-    else app.get("/", { schema: { hide: true } }, async (_, reply) => reply.redirect("/docs"));
+    if (folder === undefined || !existsSync(folder))
+      app.get("/", { schema: { hide: true } }, async (_, reply) => reply.redirect("/docs"));
+    else await app.register(fastifyStatic, { root: folder, cacheControl: false, setHeaders });
   };
+}
+
+/** Names of assets hold a hash of what is in them. */
+function setHeaders(reply: { setHeader(name: string, value: string): unknown }, path: string): void {
+  const forever = /[\\/]assets[\\/]/.test(path);
+  reply.setHeader("cache-control", forever ? "public, max-age=31536000, immutable" : "no-cache");
+  if (path.endsWith(".html")) reply.setHeader("content-security-policy", POLICY);
 }

@@ -188,6 +188,9 @@ export const model = z
     steps: z.int(),
     guidance_scale: z.number(),
     few_steps: z.array(z.int()).describe("Step counts that have weights of their own."),
+    base: z
+      .object({ steps: z.int(), guidance_scale: z.number(), distilled: z.boolean() })
+      .describe("The model's own network, for all other step counts; it may itself need few steps."),
   })
   .meta({ id: "Model" });
 

@@ -14,9 +14,10 @@ export interface ServerEvent {
   data: unknown;
 }
 
-/** Aborts when the client has its answer, or is gone before. */
-export function clientGone({ raw }: FastifyReply): AbortSignal {
+/** Aborts, and calls back, when the client has its answer, or is gone before. */
+export function clientGone({ raw }: FastifyReply, onGone?: () => void): AbortSignal {
   const controller = new AbortController();
+  if (onGone) controller.signal.addEventListener("abort", onGone);
   if (raw.destroyed) controller.abort();
   else raw.once("close", () => controller.abort());
   return controller.signal;
