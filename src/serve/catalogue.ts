@@ -8,6 +8,8 @@ import {
   loraTags,
   type ModelDescription,
   resolveTags,
+  type SamplingSettings,
+  samplingSettings,
 } from "../pipelines/index.ts";
 import { quote, SafetensorsFile, weightKind } from "../weights/index.ts";
 import type { PictureRequest } from "./jobs.ts";
@@ -26,6 +28,8 @@ export interface CatalogueModel extends ModelDescription {
 interface Adapter {
   path: string;
   bytes: number;
+  /** What its file says. */
+  sampling?: SamplingSettings;
 }
 
 export class Catalogue {
@@ -52,12 +56,14 @@ export class Catalogue {
       described.set(name, { ...(await describeModel(path)), name, path });
     const adapters = new Map<string, Adapter>();
     for (const [name, path] of Object.entries(loras)) {
-      if (!(await isLora(path))) throw new Error(`${path}: not a LoRA`);
-      adapters.set(name, { path, bytes: (await stat(path)).size });
+      const adapter = await adapterOf(path);
+      if (!adapter) throw new Error(`${path}: not a LoRA`);
+      adapters.set(name, adapter);
     }
-    for (const [name, path] of folder === undefined ? [] : await loraFolder(folder))
-      if (!adapters.has(name) && (await isLora(path)))
-        adapters.set(name, { path, bytes: (await stat(path)).size });
+    for (const [name, path] of folder === undefined ? [] : await loraFolder(folder)) {
+      const adapter = adapters.has(name) ? undefined : await adapterOf(path);
+      if (adapter) adapters.set(name, adapter);
+    }
     return new Catalogue(described, adapters);
   }
 
@@ -144,9 +150,12 @@ function refused<T>(param: string, f: () => T): T {
   }
 }
 
-async function isLora(path: string): Promise<boolean> {
+/** Undefined when the file is something else. */
+async function adapterOf(path: string): Promise<Adapter | undefined> {
   await using file = await SafetensorsFile.open(path);
-  return weightKind(file.entries.keys()) === "lora";
+  if (weightKind(file.entries.keys()) !== "lora") return undefined;
+  const { size: bytes } = await stat(path);
+  return { path, bytes, sampling: samplingSettings(file.metadata, path) };
 }
 
 /** Pixels; those of the model where none are asked for. */

@@ -9,7 +9,7 @@ import { Refusal } from "../refusal.ts";
 import type { Backend } from "./backend.ts";
 import { camelCased, snakeCased } from "./names.ts";
 import { encode, encodeBase64, jsonSeed, pictureUrl, seedFrom } from "./pictures.ts";
-import { errorBody, jobRequest, job as jobSchema, model } from "./schemas.ts";
+import { errorBody, jobRequest, job as jobSchema, lora, model } from "./schemas.ts";
 import { clientGone, type ServerEvent, sendEvents } from "./stream.ts";
 
 const byId = z.object({ id: z.string() });
@@ -106,10 +106,12 @@ export function nativeApi({ jobs, catalogue, onError }: Backend): FastifyPluginA
       {
         schema: {
           summary: "Adapters",
-          response: { 200: z.object({ loras: z.array(z.object({ name: z.string() })) }) },
+          response: { 200: z.object({ loras: z.array(lora) }) },
         },
       },
-      async () => ({ loras: [...catalogue.loras.keys()].map((name) => ({ name })) }),
+      async () => ({
+        loras: [...catalogue.loras].map(([name, { sampling }]) => ({ name, steps: sampling?.steps })),
+      }),
     );
   };
 }

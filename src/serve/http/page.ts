@@ -6,7 +6,9 @@ import fastifyStatic from "@fastify/static";
 import type { FastifyPluginAsync } from "fastify";
 
 /** Beside the built program, or where the build puts it, seen from the sources. */
-const FOLDERS = ["../../web", "../../../dist/web"].map((path) => fileURLToPath(new URL(path, import.meta.url)));
+const FOLDERS = ["../../web", "../../../dist/web"].map((path) =>
+  fileURLToPath(new URL(path, import.meta.url)),
+);
 
 /** Only from here, and pictures that the page itself holds; the component library sets styles on elements. */
 const POLICY =

@@ -194,6 +194,13 @@ export const model = z
   })
   .meta({ id: "Model" });
 
+export const lora = z
+  .object({
+    name: z.string(),
+    steps: z.int().optional().describe("That it was distilled for, where it makes a model need few."),
+  })
+  .meta({ id: "Lora" });
+
 export const openaiModel = z
   .object({ id: z.string(), object: z.literal("model"), created: z.int(), owned_by: z.string() })
   .meta({ id: "OpenAIModel" });
