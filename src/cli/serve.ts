@@ -21,6 +21,7 @@ interface ServeCommand {
   memoryLimit?: number;
   rateLimit?: number;
   cors: string[];
+  runs?: string;
 }
 
 export function serveCommand(program: Command): void {
@@ -44,6 +45,7 @@ export function serveCommand(program: Command): void {
     .option("--memory-limit <size>", 'weights loaded at a time, "4G" (default: half the memory)', parseBytes)
     .option("--rate-limit <n>", "requests of one address in a minute (default: any)", wholeNumber(1, 1e6))
     .option("--cors <origin>", "whose pages may use the server, https://example.org; repeatable", origins, [])
+    .option("--runs <folder>", "with training runs, which the page then shows")
     .action(serve);
 }
 

@@ -7,6 +7,7 @@ import { type AppOptions, buildApp } from "./http/app.ts";
 import { Metrics } from "./http/metrics.ts";
 import type { Job } from "./jobs.ts";
 import { LocalJobs, type LocalJobsOptions } from "./local.ts";
+import { Runs } from "./runs.ts";
 import { PictureStudio, type StudioOptions } from "./studio.ts";
 
 export interface ServeOptions
@@ -19,6 +20,8 @@ export interface ServeOptions
   loras?: Readonly<Record<string, string>>;
   /** Folder of more, named after their files. */
   loraFolder?: string;
+  /** Folder with training runs that may be looked at; default none. */
+  runs?: string;
   /** Default 7860; 0 for any that is free. */
   port?: number;
 }
@@ -40,6 +43,7 @@ export async function createServer(options: ServeOptions = {}): Promise<Server> 
   const { history = { jobs: 200, bytes: 256 * 2 ** 20 } } = options;
   const { models = { fewstep: bundledModel() }, loras = {}, loraFolder } = options;
   const catalogue = await Catalogue.open(models, loras, loraFolder);
+  const runs = options.runs === undefined ? undefined : await Runs.open(options.runs);
   const studio = new PictureStudio(catalogue, options);
   const onEnd = (job: Job): void => metrics.count(job);
   const jobs: LocalJobs = new LocalJobs(studio, { queueLimit, timeLimit, history, onEnd, onError });
@@ -50,7 +54,7 @@ export async function createServer(options: ServeOptions = {}): Promise<Server> 
     await studio.close();
     throw error;
   }
-  const app = await buildApp({ jobs, catalogue, onError }, metrics, { ...options, host });
+  const app = await buildApp({ jobs, catalogue, runs, onError }, metrics, { ...options, host });
 
   const close = async (grace = 5): Promise<void> => {
     const late = setTimeout(() => app.server.closeAllConnections(), (grace + 1) * 1000);

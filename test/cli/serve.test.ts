@@ -77,6 +77,7 @@ test("bad options are refused", async () => {
   expectRefusal(await fewstep(["serve", "--model", TINY, "--model", TINY]), /two are called tiny-sdxl/);
   expectRefusal(await fewstep(["serve", "--lora", `${TINY}/model_index.json`]), /model_index.json/);
   expectRefusal(await fewstep(["serve", "--cors", "*"]), /Give an origin/);
+  expectRefusal(await fewstep(["serve", "--runs", "nowhere"]), /nowhere: no such folder/);
   expectRefusal(await fewstep(["serve"], { env: { FEWSTEP_TOKEN: "" } }), /FEWSTEP_TOKEN.*Give letters/);
   expectRefusal(await fewstep(["serve", "--memory-limit", "much"]), /Give a size/);
 });

@@ -4,7 +4,7 @@ import { readPng } from "../../src/platform/index.ts";
 import { saveLora } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
 import { randomLora, unetTensors } from "../pipelines/tiny.ts";
-import { ended, endless, living, mortal, post, TINY, tinyServer } from "./tiny.ts";
+import { ended, endless, living, mortal, post, TINY, tinyServer, until } from "./tiny.ts";
 
 /** Names and data of server-sent events. */
 function eventsOf(body: string): [string, Record<string, unknown>][] {
@@ -54,6 +54,32 @@ test("a job from request to picture", async () => {
 
   expect((await server.app.inject(`/api/jobs/${id}/events`)).body).toMatch(/^:\n\nevent: completed\n/);
   expect((await server.app.inject("/api/jobs")).json().jobs).toEqual([job]);
+});
+
+test("a job asked for and followed in one request", async () => {
+  const server = await tinyServer();
+  const accept = { accept: "text/event-stream" };
+  const answer = await post(server, "/api/jobs", { prompt: "x", steps: 2 }, accept);
+  expect(answer.statusCode).toBe(200);
+  const events = eventsOf(answer.body);
+  expect(events.map(([name]) => name)).toEqual(["started", "progress", "progress", "completed"]);
+  expect(answer.headers.location).toBe(`/api/jobs/${events[3][1].id}`);
+  expect((await post(server, "/api/jobs", { prompt: "" }, accept)).json().error.param).toBe("prompt");
+});
+
+test("whoever leaves such a request cancels its job", async () => {
+  const server = await tinyServer({ start: endless });
+  const url = await server.listen();
+  const leave = new AbortController();
+  const answer = await fetch(`${url}/api/jobs`, {
+    method: "POST",
+    body: JSON.stringify({ prompt: "endless" }),
+    headers: { "content-type": "application/json", accept: "text/event-stream" },
+    signal: leave.signal,
+  });
+  leave.abort();
+  const job = answer.headers.get("location") as string;
+  await until(async () => (await server.app.inject(job)).json().status === "cancelled");
 });
 
 test("what options may get wrong is told", async () => {
@@ -140,7 +166,16 @@ test("several models and adapters by name; under the memory limit they make room
   });
   expect((await server.app.inject("/api/loras")).json()).toEqual({ loras: [{ name: "ink" }] });
   expect((await server.app.inject("/api/models")).json().models).toMatchObject([
-    { name: "first", default: true, width: 64, height: 64, multiple: 4, steps: 30, few_steps: [] },
+    {
+      name: "first",
+      default: true,
+      width: 64,
+      height: 64,
+      multiple: 4,
+      steps: 30,
+      few_steps: [],
+      base: { steps: 30, distilled: false },
+    },
     { name: "second", default: false },
   ]);
   const picture = async (more: object): Promise<Buffer> => {
@@ -228,6 +263,9 @@ test("the OpenAPI document describes every route, from the schemas that check", 
     "/api/jobs/{id}/pictures/{file}",
     "/api/loras",
     "/api/models",
+    "/api/runs",
+    "/api/runs/{name}/log",
+    "/api/runs/{name}/samples/{step}",
     "/healthz",
     "/metrics",
     "/v1/images/edits",

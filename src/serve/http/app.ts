@@ -23,6 +23,7 @@ import type { Metrics } from "./metrics.ts";
 import { nativeApi, pictureFiles } from "./native.ts";
 import { openaiApi } from "./openai.ts";
 import { page } from "./page.ts";
+import { runsApi } from "./runs.ts";
 
 export interface AppOptions {
   /** Address that is listened on. */
@@ -79,6 +80,7 @@ export async function buildApp(
     if (token !== undefined) guarded.addHook("onRequest", tokenGuard(token));
     await guarded.register(openaiApi(backend));
     await guarded.register(nativeApi(backend));
+    await guarded.register(runsApi(backend.runs));
     metrics.serve(guarded);
   });
   await app.register(pictureFiles(backend));

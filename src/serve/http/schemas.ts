@@ -201,6 +201,24 @@ export const lora = z
   })
   .meta({ id: "Lora" });
 
+export const run = z
+  .object({
+    name: z.string(),
+    updated_at: z.number(),
+    steps: z.int().optional().describe("That it will have, where its recipe says so."),
+    samples: z.array(z.int()).describe("Steps of its sample grids."),
+  })
+  .meta({ id: "Run" });
+
+export const logPart = z
+  .object({
+    rows: z.array(z.record(z.string(), z.number())).describe("`step`, `loss`, and what else the run logs."),
+    from: z.int().describe("Where they begin: 0 when the log was written anew meanwhile."),
+    next: z.int().describe("Where the next part begins."),
+    more: z.boolean().describe("Whether it is there already."),
+  })
+  .meta({ id: "LogPart" });
+
 export const openaiModel = z
   .object({ id: z.string(), object: z.literal("model"), created: z.int(), owned_by: z.string() })
   .meta({ id: "OpenAIModel" });
