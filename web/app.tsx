@@ -4,13 +4,11 @@ import {
   ActionIcon,
   Alert,
   Anchor,
-  Box,
   Center,
   Container,
   Group,
   Loader,
   Tabs,
-  Text,
   Title,
   Tooltip,
   useComputedColorScheme,
@@ -18,33 +16,44 @@ import {
 } from "@mantine/core";
 import { useColorScheme, useHash, useLocalStorage } from "@mantine/hooks";
 import { Moon, Sun } from "lucide-react";
-import { useEffect, useMemo, useState } from "react";
+import { lazy, Suspense, useEffect, useMemo, useState } from "react";
+import { studio } from "./easel.ts";
 import { Connection } from "./parts/connection.tsx";
+import { PictureDrop } from "./parts/drop.tsx";
 import { type Model, server } from "./server.ts";
 import { fitted, type Lora, type Offers, type Settings } from "./settings.ts";
+import { Compare } from "./views/compare.tsx";
 import { Draw } from "./views/draw.tsx";
+import { Gallery } from "./views/gallery.tsx";
 
 export function App() {
   const [offers, setOffers] = useState<Offers>();
   const [error, setError] = useState<string>();
   useEffect(() => {
-    const leave = new AbortController();
-    loadOffers(leave.signal).then(setOffers, (why: Error) => {
-      if (!leave.signal.aborted) setError(why.message);
+    let leave = new AbortController();
+    const load = (): void => {
+      leave.abort();
+      leave = new AbortController();
+      const { signal } = leave;
+      loadOffers(signal).then(setOffers, (why: Error) => signal.aborted || setError(why.message));
+    };
+    let before = server.standing.get().is;
+    const end = server.standing.subscribe(() => {
+      const { is } = server.standing.get();
+      if (before === "lost" && is === "ready") load(); // it may offer something else now
+      before = is;
     });
-    return () => leave.abort();
+    load();
+    return () => {
+      end();
+      leave.abort();
+    };
   }, []);
   return (
     <Container size={1240} px="md" pb="xl">
       <Connection />
       {error && <Alert color="red">{error}</Alert>}
-      {offers ? (
-        <Views offers={offers} />
-      ) : (
-        <Center h="60vh">
-          <Loader aria-label="Loading" />
-        </Center>
-      )}
+      {offers ? <Views offers={offers} /> : !error && <Waiting />}
     </Container>
   );
 }
@@ -77,24 +86,27 @@ function Views({ offers }: { offers: Offers }) {
   const settings = useMemo(() => fitted(stored, offers), [stored, offers]);
   const change = (part: Partial<Settings>): void => setStored({ ...settings, ...part });
   const view = VIEWS.find((name) => `#${name.toLowerCase()}` === hash) ?? VIEWS[0];
+  const adopt = (next: Settings, file: Blob): void => {
+    change(next);
+    setHash("draw");
+    studio.show(next, file);
+  };
   return (
     <Tabs value={view} onChange={(name) => setHash(name?.toLowerCase() ?? "")} keepMounted={false}>
-      <Group component="header" justify="space-between" py="md" gap="xs">
+      <header className="head">
         <Title order={1} size="h3">
           fewstep
         </Title>
-        <Group gap="xs">
-          <Tabs.List>
-            {VIEWS.map((name) => (
-              <Tabs.Tab key={name} value={name}>
-                {name}
-              </Tabs.Tab>
-            ))}
-          </Tabs.List>
-          <SchemeToggle />
-        </Group>
-      </Group>
-      <Box component="main">
+        <Tabs.List aria-label="Views" className="views">
+          {VIEWS.map((name) => (
+            <Tabs.Tab key={name} value={name}>
+              {name}
+            </Tabs.Tab>
+          ))}
+        </Tabs.List>
+        <SchemeToggle />
+      </header>
+      <main>
         <Tabs.Panel value="Draw">
           <Draw
             settings={settings}
@@ -106,18 +118,40 @@ function Views({ offers }: { offers: Offers }) {
             setLocked={setLocked}
           />
         </Tabs.Panel>
-      </Box>
-      <Text component="footer" size="xs" c="dimmed" mt="xl">
-        The same over HTTP:{" "}
+        <Tabs.Panel value="Compare">
+          <Compare settings={settings} offers={offers} change={change} />
+        </Tabs.Panel>
+        <Tabs.Panel value="Gallery">
+          <Gallery open={({ settings: wanted, file }) => adopt(fitted({ ...wanted }, offers), file)} />
+        </Tabs.Panel>
+        <Tabs.Panel value="Training">
+          <Suspense fallback={<Waiting />}>
+            <Training />
+          </Suspense>
+        </Tabs.Panel>
+      </main>
+      <Group component="footer" justify="space-between" mt="xl">
+        <PictureDrop offers={offers} take={adopt} />
         <Anchor href="/docs" size="xs">
-          the API
+          The API
         </Anchor>
-      </Text>
+      </Group>
     </Tabs>
   );
 }
 
-const VIEWS = ["Draw"] as const;
+const VIEWS = ["Draw", "Compare", "Gallery", "Training"] as const;
+
+/** With its charts, fetched when it is wanted. */
+const Training = lazy(async () => ({ default: (await import("./views/training.tsx")).Training }));
+
+function Waiting() {
+  return (
+    <Center h="60vh">
+      <Loader aria-label="Loading" />
+    </Center>
+  );
+}
 
 /** Light or dark as the system has it, until someone wants the other. */
 function SchemeToggle() {

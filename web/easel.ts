@@ -16,6 +16,8 @@ export interface Easel {
   files: readonly Blob[];
   job?: Job;
   busy: boolean;
+  /** Whether pictures take so long that typing alone does not begin one. */
+  slow: boolean;
   /** Jobs before this one. */
   position?: number;
   progress?: { step: number; of: number };
@@ -33,10 +35,12 @@ interface Wish {
 
 /** Milliseconds that a picture must stay to be kept. */
 const STAYS = 1500;
+/** Milliseconds of the last picture, above which only Enter begins the next. */
+const TOO_SLOW = 10_000;
 /** Of slow pictures. */
 const PREVIEWS = 5;
 
-const EMPTY: Easel = { pictures: [], isPreview: false, files: [], busy: false, said: "" };
+const EMPTY: Easel = { pictures: [], isPreview: false, files: [], busy: false, slow: false, said: "" };
 
 class Studio {
   readonly easel = new Store<Easel>(EMPTY);
@@ -44,7 +48,7 @@ class Studio {
   private staying?: ReturnType<typeof setTimeout>;
   private kept?: string;
 
-  /** @param keep a picture that was asked for, not only typed on the way */
+  /** Draws what is wanted now. @param keep a picture that was asked for, not only typed on the way */
   draw(settings: Settings, offers: Offers, { keep = false } = {}): void {
     clearTimeout(this.staying);
     this.latest.ask({ settings, offers, keep }, { now: keep });
@@ -52,6 +56,7 @@ class Studio {
 
   cancel(): void {
     this.latest.cancel();
+    if (!this.easel.get().busy) return;
     this.change({ busy: false, progress: undefined, position: undefined, said: "Stopped" });
   }
 
@@ -59,7 +64,8 @@ class Studio {
   show(settings: Settings, file: Blob): void {
     this.latest.cancel();
     clearTimeout(this.staying);
-    this.replace({ ...EMPTY, settings, files: [file], pictures: [URL.createObjectURL(file)] });
+    const { slow } = this.easel.get();
+    this.replace({ ...EMPTY, settings, files: [file], pictures: [URL.createObjectURL(file)], slow });
   }
 
   private async work({ settings, offers, keep }: Wish, signal: AbortSignal): Promise<void> {
@@ -80,7 +86,7 @@ class Studio {
       });
       signal.throwIfAborted();
       const pictures = files.map((file) => URL.createObjectURL(file));
-      this.replace({ ...EMPTY, settings, files, job, pictures });
+      this.replace({ ...EMPTY, settings, files, job, pictures, slow: workMs(job) > TOO_SLOW });
       const stays = (): void => void this.keep(job, settings, offers, files);
       if (keep) stays();
       else this.staying = setTimeout(stays, STAYS);

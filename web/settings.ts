@@ -116,10 +116,10 @@ export function keyOf(settings: Settings, offers: Offers): string {
 
 /** Settings that the server can do; from storage or a file they may hold anything. */
 export function fitted(wanted: { readonly [K in keyof Settings]?: unknown }, offers: Offers): Settings {
-  const model = modelOf({ model: String(wanted.model) }, offers);
+  const model = modelOf({ model: text(wanted.model) }, offers);
   const own = settingsFor(model);
   const { width, height } = sides(wanted, model) ?? own;
-  const seed = String(wanted.seed ?? "");
+  const seed = text(wanted.seed);
   const loras = Object.entries((wanted.loras ?? {}) as Settings["loras"]).filter(
     ([name, strength]) => offers.loras.some((lora) => lora.name === name) && Number.isFinite(strength),
   );

@@ -41,11 +41,14 @@ export function Controls({
   offers,
   change,
   live,
+  slow,
   setLive,
   locked,
   setLocked,
 }: ControlsProps & {
   live: boolean;
+  /** Too slow for that. */
+  slow: boolean;
   setLive(live: boolean): void;
   locked: boolean;
   setLocked(locked: boolean): void;
@@ -112,6 +115,7 @@ export function Controls({
       {offers.loras.length > 0 && <Loras settings={settings} offers={offers} change={change} />}
       <Switch
         label="Draw while typing"
+        description={live && slow ? "Pictures take long with these settings: press Enter" : undefined}
         checked={live}
         onChange={(event) => setLive(event.currentTarget.checked)}
       />

@@ -27,7 +27,7 @@ import { useStore } from "../store.ts";
 
 const EXAMPLES = ["a red apple", "a yellow star", "a house", "a cat face", "a rocket", "a blue heart"];
 /** Screen pixels of a single picture, and of one in a grid. */
-const MOST = 576;
+const MOST = 512;
 const MOST_IN_GRID = 256;
 
 export interface DrawProps {
@@ -48,7 +48,7 @@ export function Draw({ settings, offers, live, locked, change, setLive, setLocke
   const wish = (part: Partial<Settings>): void => {
     const next = { ...settings, ...part };
     change(part);
-    if (live && next.prompt.trim() !== "") studio.draw(next, offers);
+    if (live && !easel.slow && next.prompt.trim() !== "") studio.draw(next, offers);
   };
   const draw = (): void => {
     if (!canDraw) return;
@@ -112,6 +112,7 @@ export function Draw({ settings, offers, live, locked, change, setLive, setLocke
           offers={offers}
           change={wish}
           live={live}
+          slow={easel.slow}
           setLive={setLive}
           locked={locked}
           setLocked={setLocked}
