@@ -16,6 +16,9 @@ const PLACES = [
   "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 ];
 
+/** Milliseconds that anything may take before a test fails: browsers are slow on a machine that others use. */
+export const PATIENCE: number = Number(process.env.PATIENCE ?? 60_000);
+
 /** Undefined where no browser is found. */
 export const CHROMIUM: string | undefined = PLACES.find((path) => path !== undefined && existsSync(path));
 
@@ -25,13 +28,17 @@ if (CHROMIUM === undefined)
   );
 
 export function openBrowser(): Promise<Browser> {
-  return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
+  return chromium.launch({
+    executablePath: CHROMIUM,
+    args: ["--no-sandbox", "--disable-dev-shm-usage"],
+    timeout: PATIENCE,
+  });
 }
 
 /** Builds the page into a folder of its own; gives the folder, and what removes it. */
 export async function buildPage(): Promise<{ folder: string } & AsyncDisposable> {
   const folder = await mkdtemp(join(tmpdir(), "fewstep-page-"));
-  const configFile = fileURLToPath(new URL("../../web/vite.config.ts", import.meta.url));
+  const configFile = fileURLToPath(new URL("../web/vite.config.ts", import.meta.url));
   await build({ configFile, logLevel: "warn", build: { outDir: folder } });
   return { folder, [Symbol.asyncDispose]: () => rm(folder, { recursive: true }) };
 }

@@ -1,0 +1,60 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { expect, test } from "vitest";
+import { Latest } from "../../web/latest.ts";
+
+/** Work that takes so many milliseconds, and notes what became of each wish. */
+function worker(ms: number | ((wish: number) => number)) {
+  const notes: string[] = [];
+  const latest = new Latest<number>(async (wish, signal) => {
+    notes.push(`${wish} begins`);
+    try {
+      await sleep(typeof ms === "number" ? ms : ms(wish), undefined, { signal });
+      notes.push(`${wish} done`);
+    } catch {
+      notes.push(`${wish} cancelled`);
+    }
+  });
+  return { latest, notes };
+}
+
+test("quick work comes to its end while others wait, and only the last of them is done", async () => {
+  const { latest, notes } = worker(20);
+  for (let wish = 0; wish < 5; wish++) latest.ask(wish);
+  await sleep(200);
+  expect(notes).toEqual(["0 begins", "0 done", "4 begins", "4 done"]);
+});
+
+test("slow work is cancelled by the next wish, and begins when no more come", async () => {
+  const { latest, notes } = worker(400);
+  latest.ask(0);
+  await sleep(500);
+  expect(latest.slow).toBe(true);
+  latest.ask(1, { now: true });
+  await sleep(50);
+  latest.ask(2);
+  await sleep(50);
+  latest.ask(3);
+  await sleep(700);
+  expect(notes).toEqual(["0 begins", "0 done", "1 begins", "1 cancelled", "3 begins", "3 done"]);
+});
+
+test("work that turns out to be slow is cancelled as well", async () => {
+  const { latest, notes } = worker((wish) => (wish === 0 ? 5000 : 10));
+  latest.ask(0);
+  await sleep(350);
+  latest.ask(1);
+  await sleep(100);
+  expect(notes).toEqual(["0 begins", "0 cancelled", "1 begins", "1 done"]);
+});
+
+test("cancelling ends what runs and forgets what waits", async () => {
+  const { latest, notes } = worker(50);
+  latest.ask(0);
+  latest.ask(1);
+  latest.cancel();
+  await sleep(150);
+  expect(notes).toEqual(["0 begins", "0 cancelled"]);
+  latest.ask(2);
+  await sleep(100);
+  expect(notes.slice(2)).toEqual(["2 begins", "2 done"]);
+});
