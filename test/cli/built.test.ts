@@ -43,7 +43,7 @@ test("info of weights and model folders", async () => {
   expect((await built("info", TINY)).stdout).toContain("UNet2DConditionModel");
 });
 
-test("serve, with its worker", async () => {
+test("serve, with its worker and its page", async () => {
   const serving = built("serve", "--model", TINY, "--port", "0");
   serving.child.stdout?.once("data", async (url) => {
     const body = JSON.stringify({ prompt: "a red apple", steps: 1, response_format: "url" });
@@ -53,7 +53,11 @@ test("serve, with its worker", async () => {
       body,
       headers,
     });
-    if (answer.status === 200) serving.child.kill("SIGTERM");
+    const base = String(url).trim();
+    const html = await (await fetch(base)).text();
+    const [, script] = /<script [^>]*src="\.\/(assets\/[\w-]+\.js)"/.exec(html) ?? [];
+    const page = await fetch(`${base}/${script}`);
+    if (answer.status === 200 && page.status === 200) serving.child.kill("SIGTERM");
     else serving.child.kill("SIGKILL");
   });
   expect((await serving).stderr).toBe("");
