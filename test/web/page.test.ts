@@ -10,7 +10,7 @@ import { buildPage, CHROMIUM, openBrowser, PATIENCE } from "../../scripts/browse
 import type { ServeOptions, Server } from "../../src/serve/index.ts";
 import { plain } from "../data/temporary.ts";
 import { endless } from "../serve/tiny.ts";
-import { fewStepModel, served } from "./tiny.ts";
+import { fewStepModel, halfway, served } from "./tiny.ts";
 
 describe.skipIf(CHROMIUM === undefined)("the page", { timeout: 4 * PATIENCE }, () => {
   const folder = mkdtempSync(join(tmpdir(), "fewstep-web-"));
@@ -76,8 +76,7 @@ describe.skipIf(CHROMIUM === undefined)("the page", { timeout: 4 * PATIENCE }, (
     page.locator(".pictures img").and(page.getByAltText(words));
   const button = (page: Page, name: string) => page.getByRole("button", { name, exact: true });
   const view = (page: Page, name: string) => page.getByRole("tab", { name });
-  const lastJob = async () => (await server.app.inject("/api/jobs")).json().jobs[0];
-  const lastRequest = async () => (await lastJob()).request;
+  const lastRequest = async () => (await server.app.inject("/api/jobs")).json().jobs[0].request;
 
   test("draws while you type, and what was typed last wins", async () => {
     const page = await opened();
@@ -130,15 +129,17 @@ describe.skipIf(CHROMIUM === undefined)("the page", { timeout: 4 * PATIENCE }, (
   });
 
   test("slow pictures tell how far they are, show previews, and can be stopped", async () => {
-    const page = await opened();
+    const slow = await another({ start: halfway });
+    const page = await opened({ at: slow.url });
     await page.getByText("Teacher", { exact: true }).click();
     await page.getByRole("textbox", { name: "Steps of the teacher" }).fill("1000");
     expect(await button(page, "Draw").isDisabled()).toBe(true);
     await prompt(page).fill("a slow picture");
-    await page.getByText(/Step \d+ of 1000/).waitFor();
+    await page.getByText("Step 7 of 1000").waitFor();
     await page.locator('.pictures img[src^="data:image/webp"]').waitFor();
     await button(page, "Stop").click();
-    await eventually(lastJob).toMatchObject({ status: "cancelled", request: { steps: 1000 } });
+    const job = async () => (await slow.server.app.inject("/api/jobs")).json().jobs[0];
+    await eventually(job).toMatchObject({ status: "cancelled", request: { steps: 1000, previews: 5 } });
     expect(await page.getByRole("progressbar").count()).toBe(0);
   });
 
