@@ -87,18 +87,14 @@ async function wholeDelta(file: SafetensorsFile, delta: Delta): Promise<Delta> {
 }
 
 /** Adds the factors of adapters to the weights of a part. */
-export async function placeFactors(
-  placed: PlacedWeights,
-  part: Part,
-  loras: readonly LoadedLora[],
-): Promise<void> {
+export function placeFactors(placed: PlacedWeights, part: Part, loras: readonly LoadedLora[]): void {
   for (const [i, { path, deltas }] of loras.entries()) {
     const factors = [...deltas[part]].flatMap(([name, { factors, magnitude }]) =>
       Object.entries({ ...factors, ...(magnitude && { magnitude }) }).map(
         ([factor, t]) => [fixedName(name, i, factor), t] as const,
       ),
     );
-    if (factors.length > 0) await placed.add(path, new Map(factors));
+    if (factors.length > 0) placed.add(path, new Map(factors));
   }
 }
 

@@ -2,9 +2,8 @@
 
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { dirname, isAbsolute, join, relative } from "node:path";
+import { dirname, join } from "node:path";
 import { type Graph, parametersOf } from "../graph/index.ts";
-import type { ExternalTensor } from "../onnx/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
 import { loadSafetensors, matchKeys, SafetensorsFile, type TensorEntry } from "../weights/index.ts";
@@ -92,43 +91,17 @@ export async function sourceOf(path: string): Promise<WeightSource> {
   return { path, tensors: file.entries };
 }
 
-/**
- * Bytes up to which weights are handed to ONNX Runtime in memory. Larger files are read in place, which it does
- * below the working directory only, and then without the optimisations that look into weights.
- */
-const IN_MEMORY = 2 ** 28;
-
-/** What `compile` needs to run a graph on the weights of files, in place. */
+/** What `compile` needs to run a graph on the weights of files. */
 export class PlacedWeights {
-  readonly weights = new Map<string, ExternalTensor | HostTensor>();
-  readonly externalData: { path: string; data: Uint8Array }[] = [];
+  readonly weights = new Map<string, TensorEntry | HostTensor>();
 
-  /** Whether what it holds in memory may stay there. */
-  get isSmall(): boolean {
-    return this.externalData.reduce((sum, { data }) => sum + data.byteLength, 0) <= IN_MEMORY;
-  }
-
-  async add(path: string, tensors: ReadonlyMap<string, TensorEntry | HostTensor>): Promise<void> {
-    for (const [name, { dtype }] of tensors)
-      if (!dtype.includes("float"))
-        throw new Error(`${path}: ${name} is ${dtype}; weights are float32, float16 or bfloat16`);
-    const entries = [...tensors.values()].filter((t) => "offset" in t);
-    if (entries.length === 0) {
-      for (const [name, t] of tensors) this.weights.set(name, t as HostTensor);
-      return;
+  /** @throws a sentence that names a tensor which cannot be a weight. */
+  add(path: string, tensors: ReadonlyMap<string, TensorEntry | HostTensor>): void {
+    for (const [name, t] of tensors) {
+      if (!t.dtype.includes("float"))
+        throw new Error(`${path}: ${name} is ${t.dtype}; weights are float32, float16 or bfloat16`);
+      this.weights.set(name, t);
     }
-    const from = Math.floor(Math.min(...entries.map((e) => e.offset)) / 64) * 64; // stays aligned
-    const to = Math.max(...entries.map((e) => e.offset + e.bytes));
-    let location = relative(process.cwd(), path);
-    let start = 0;
-    if (to - from <= IN_MEMORY || location.startsWith("..") || isAbsolute(location)) {
-      location = `weights-${this.externalData.length}`;
-      start = from;
-      await using file = await SafetensorsFile.open(path);
-      this.externalData.push({ path: location, data: await file.bytes(from, to - from) });
-    }
-    for (const [name, t] of tensors)
-      this.weights.set(name, "offset" in t ? { ...t, location, offset: t.offset - start } : t);
   }
 }
 
@@ -150,7 +123,7 @@ export async function weightsOf(
     const actual = [...tensors].filter(([k]) => Object.hasOwn(expected, k) || !unused.test(k));
     matchKeys(path, expected, Object.fromEntries(actual));
     const used = needed.map(({ name }) => [name, tensors.get(name.slice(prefix.length))!] as const);
-    await placed.add(path, new Map(used));
+    placed.add(path, new Map(used));
   }
   return placed;
 }

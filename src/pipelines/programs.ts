@@ -63,13 +63,13 @@ async function partWeights(
       ? { "": model.weights("unet") }
       : { "1.": model.weights("text_encoder"), "2.": model.weights("text_encoder_2") };
   const placed = await weightsOf(GRAPHS[part](model, rootScope()), sources);
-  await placeFactors(placed, part, fixed);
+  placeFactors(placed, part, fixed);
   return placed;
 }
 
 /**
- * Compiles a part with some adapters in its weights for good, and with room for others, which are then inputs. Weights
- * that lie in memory are read once for all programs with such room.
+ * Compiles a part with some adapters in its weights for good, and with room for others, which are then inputs. Where
+ * weights lie is found once for all its programs.
  */
 export function partCompiler(
   part: Part,
@@ -79,13 +79,12 @@ export function partCompiler(
 ): (layout?: Layout) => Promise<Program> {
   let kept: PlacedWeights | undefined;
   return async (layout) => {
-    const placed = kept ?? (await partWeights(part, model, fixed));
-    if (layout && placed.isSmall) kept = placed;
+    kept ??= await partWeights(part, model, fixed);
     const scope = changedScope(rootScope(), (name) => [
       ...fixedChanges(part, fixed, name),
       ...(layout ? layoutChanges(layout, name) : []),
     ]);
-    return compile(GRAPHS[part](model, scope), { ...placed, ...run });
+    return compile(GRAPHS[part](model, scope), { ...kept, ...run });
   };
 }
 

@@ -12,13 +12,16 @@ import {
   typeText,
   type Value,
 } from "../graph/index.ts";
-import { type EmitOptions, emitOnnx } from "../onnx/index.ts";
+import { type ExternalTensor, emitOnnx } from "../onnx/index.ts";
 import { platform } from "../platform/index.ts";
 import { type DType, type HostTensor, sizeOf, zeros } from "../tensor/index.ts";
+import { type FileTensor, WeightFiles } from "./place.ts";
 
 export type Device = "cpu" | "webgpu" | "cuda";
 
-export interface CompileOptions extends EmitOptions {
+export interface CompileOptions {
+  /** Parameters with fixed values, in memory or in files. The others become inputs of the program. */
+  weights?: ReadonlyMap<string, HostTensor | ExternalTensor | FileTensor>;
   /** Default "cpu". */
   device?: Device;
   /** Threads within an operator; default all cores. */
@@ -28,8 +31,6 @@ export interface CompileOptions extends EmitOptions {
    * and optimiser state. They live on the device and are reached by `get` and `set`.
    */
   state?: Readonly<Record<string, string>>;
-  /** Files that `weights` point into, when not found relative to the working directory. */
-  externalData?: InferenceSession.SessionOptions["externalData"];
   /** Writes ONNX Runtime's profile (JSON) with this prefix. */
   profile?: string;
 }
@@ -42,17 +43,18 @@ const MISSING_DEVICE = /WebGpuContext|adapter|shared library|AppendExecutionProv
  * @throws a sentence when the device is not there.
  */
 export async function compile(g: Graph, options: CompileOptions = {}): Promise<Program> {
-  const { device = "cpu", threads = 0, state = {}, externalData, profile } = options;
-  const bytes = emitOnnx(g, options);
+  const { device = "cpu", threads = 0, state = {}, weights = new Map(), profile } = options;
+  await using files = await WeightFiles.open(weights);
+  const model = await files.model(emitOnnx(g, files));
   const onDevice = device !== "cpu";
   const { InferenceSession } = platform();
-  const session = await InferenceSession.create(bytes, {
+  const session = await InferenceSession.create(model as string, {
+    ...files.options,
     executionProviders: onDevice ? [device, "cpu"] : ["cpu"],
     intraOpNumThreads: threads,
     interOpNumThreads: 1,
     graphOptimizationLevel: "all",
     logSeverityLevel: 4, // errors are thrown
-    externalData,
     preferredOutputLocation:
       device === "webgpu"
         ? Object.fromEntries(Object.keys(state).map((k) => [k, "gpu-buffer" as const]))
@@ -62,11 +64,10 @@ export async function compile(g: Graph, options: CompileOptions = {}): Promise<P
     if (!MISSING_DEVICE.test(error.message)) throw error;
     throw new Error(`device ${device} cannot be used on this machine; use "cpu"`, { cause: error });
   });
-  const fixed = options.weights ?? new Map();
   const leaves = [
     ...inputsOf(g),
     ...parametersOf(g)
-      .filter((p) => !fixed.has(p.name))
+      .filter((p) => !weights.has(p.name))
       .map((p) => p.value),
   ];
   return new Program(session, g, leaves, state, device);

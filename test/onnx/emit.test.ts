@@ -115,16 +115,6 @@ describe("external data in a safetensors file", () => {
     await session.release();
   });
 
-  test("given as bytes under a name", async () => {
-    const file = join(folder, "w.safetensors");
-    await saveSafetensors(file, tensors);
-    const weights = await places(file, "weights");
-    const externalData = [{ path: "weights", data: new Uint8Array(readFileSync(file)) }];
-    await using program = await compile(graph({ y }), { threads: 1, weights, externalData });
-    const got = await program.run({ x: numbered(2, 64) });
-    expect(values(got.y)).toEqual(await expected());
-  });
-
   test.each(["float16", "bfloat16", "float64"] as const)(
     "stored as %s, computed in float32",
     async (dtype) => {

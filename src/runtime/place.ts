@@ -1,0 +1,147 @@
+/** @file How the weights of files get into an ONNX Runtime session: in place where that can be, else as bytes. */
+
+import { link, mkdtemp, open, realpath, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, isAbsolute, join, relative } from "node:path";
+import process from "node:process";
+import type { InferenceSession } from "onnxruntime-common";
+import type { ExternalTensor } from "../onnx/index.ts";
+import { atomicWrite } from "../platform/index.ts";
+import type { HostTensor } from "../tensor/index.ts";
+
+/** A tensor at its place in a file. */
+export interface FileTensor extends Omit<ExternalTensor, "location"> {
+  path: string;
+}
+
+/**
+ * Bytes up to which weights are handed over in memory. More are read in place, without the optimisations that look
+ * into weights.
+ */
+const IN_MEMORY = 2 ** 28;
+/** Bytes of one buffer, where many cannot be read in place. */
+const WINDOW = 2 ** 30;
+
+interface Limits {
+  inMemory: number;
+  window: number;
+}
+
+type Placed = [name: string, tensor: FileTensor];
+
+/**
+ * Weights as a session can have them. ONNX Runtime reads files in place where all lie below the folder of the model, or
+ * below the working directory and the model is bytes. Others are linked into a folder made for the session.
+ */
+export class WeightFiles implements AsyncDisposable {
+  readonly weights = new Map<string, HostTensor | ExternalTensor>();
+  private readonly buffers: { path: string; data: Uint8Array }[] = [];
+  /** Where links to files lie, and the model has to. */
+  private folder?: string;
+
+  private constructor() {}
+
+  /** @param limits in bytes, for tests. */
+  static async open(
+    weights: ReadonlyMap<string, HostTensor | ExternalTensor | FileTensor>,
+    { inMemory, window }: Limits = { inMemory: IN_MEMORY, window: WINDOW },
+  ): Promise<WeightFiles> {
+    const placed = new WeightFiles();
+    const files = new Map<string, Placed[]>();
+    let size = 0;
+    for (const [name, t] of weights) {
+      if ("data" in t || "location" in t) placed.weights.set(name, t);
+      else {
+        files.set(t.path, [...(files.get(t.path) ?? []), [name, t]]);
+        size += t.bytes;
+      }
+    }
+    const paths = [...files.keys()];
+    const locations = size > inMemory ? ((await belowHere(paths)) ?? (await placed.link(paths))) : undefined;
+    for (const [path, tensors] of files) {
+      const location = locations?.get(path);
+      if (location === undefined) await placed.read(path, tensors, window);
+      else for (const [name, t] of tensors) placed.weights.set(name, { ...t, location });
+    }
+    return placed;
+  }
+
+  /** The model as a session takes it. */
+  async model(bytes: Uint8Array): Promise<Uint8Array | string> {
+    if (!this.folder) return bytes;
+    const path = join(this.folder, "model.onnx");
+    await atomicWrite(path, bytes);
+    return path;
+  }
+
+  /** Options of the session. */
+  get options(): InferenceSession.SessionOptions {
+    return this.buffers.length > 0 ? { externalData: this.buffers } : {};
+  }
+
+  /** Links all files into a new folder; undefined where some are on another disk, or of another user. */
+  private async link(paths: readonly string[]): Promise<ReadonlyMap<string, string> | undefined> {
+    const real = await Promise.all(paths.map((path) => realpath(path)));
+    for (const parent of new Set([tmpdir(), ...real.map(dirname)])) {
+      const folder = await mkdtemp(join(parent, "fewstep-")).catch(() => undefined);
+      if (folder === undefined) continue;
+      this.folder = folder;
+      const names = real.map((_, i) => `weights-${i}`);
+      try {
+        for (const [i, path] of real.entries()) await link(path, join(folder, names[i]));
+        return new Map(paths.map((path, i) => [path, names[i]]));
+      } catch {
+        await this[Symbol.asyncDispose]();
+        this.folder = undefined;
+      }
+    }
+    return undefined;
+  }
+
+  /** Reads the bytes that are needed, in windows. */
+  private async read(path: string, tensors: readonly Placed[], window: number): Promise<void> {
+    await using file = await open(path, "r");
+    const sorted = [...tensors].sort(([, a], [, b]) => a.offset - b.offset);
+    for (let i = 0; i < sorted.length; ) {
+      const start = Math.floor(sorted[i][1].offset / 64) * 64; // stays aligned
+      const location = `bytes-${this.buffers.length}`;
+      let end = start;
+      for (; i < sorted.length; i++) {
+        const [name, t] = sorted[i];
+        const next = Math.max(end, t.offset + t.bytes);
+        if (end > start && next - start > window) break;
+        this.weights.set(name, { ...t, location, offset: t.offset - start });
+        end = next;
+      }
+      const data = new Uint8Array(end - start);
+      for (let done = 0; done < data.length; ) {
+        const { bytesRead } = await file.read(
+          data,
+          done,
+          Math.min(data.length - done, 2 ** 30),
+          start + done,
+        );
+        if (bytesRead === 0) throw new Error(`${path}: the file ended while it was read`);
+        done += bytesRead;
+      }
+      this.buffers.push({ path: location, data });
+    }
+  }
+
+  /** Removes the links; sessions keep what they have opened. Windows refuses while they do, which is no harm. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.folder) await rm(this.folder, { recursive: true, force: true }).catch(() => {});
+  }
+}
+
+/** Paths as seen from the working directory; undefined where one is outside. */
+async function belowHere(paths: readonly string[]): Promise<ReadonlyMap<string, string> | undefined> {
+  const here = await realpath(process.cwd());
+  const out = new Map<string, string>();
+  for (const path of paths) {
+    const below = relative(here, await realpath(path));
+    if (below.startsWith("..") || isAbsolute(below)) return undefined;
+    out.set(path, below);
+  }
+  return out;
+}
