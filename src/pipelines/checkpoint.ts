@@ -17,11 +17,13 @@ import {
   openClipTable,
   quote,
   SafetensorsFile,
-  saveSafetensors,
+  type TensorSource,
+  tensorSource,
   unetTable,
   vaeTable,
   type WeightKind,
   weightKind,
+  writeSafetensors,
 } from "../weights/index.ts";
 import { type BaseModel, type Network, readFolder } from "./base.ts";
 import { about, loadWeights, readJson, tokenizerFiles, type WeightSource } from "./folder.ts";
@@ -108,17 +110,18 @@ export async function saveCheckpoint(
     force_zeros_for_empty_prompt: base.zeroEmptyPrompt,
     defaults: { steps, guidance },
   };
-  const tensors: Record<string, HostTensor> = {};
+  const tensors = new Map<string, TensorSource>();
   const named = tables(base.unet, base.vae, base.text[1]);
   for (const network of Object.keys(PREFIXES) as Network[]) {
     const own = network === "unet" && unet ? unet : await loadWeights(join(folder, network));
     const kept = Object.entries(own).filter(([key]) => !UNUSED.test(key));
-    const cast = Object.fromEntries(kept.map(([key, t]) => [key, castTensor(t, dtype)]));
-    Object.assign(tensors, named[network].write(cast, PREFIXES[network]));
+    const cast = new Map(kept.map(([key, t]) => [key, castTensor(t, dtype)] as const));
+    for (const [key, t] of named[network].write(cast, PREFIXES[network])) tensors.set(key, t);
   }
   // OpenCLIP's logit scale, ln 100, which readers expect and SDXL does not use.
-  tensors[`${PREFIXES.text_encoder_2}logit_scale`] = castTensor(floats([], [Math.log(100)]), dtype);
-  await saveSafetensors(path, tensors, {
+  const scale = castTensor(floats([], [Math.log(100)]), dtype);
+  tensors.set(`${PREFIXES.text_encoder_2}logit_scale`, tensorSource(scale));
+  await writeSafetensors(path, tensors, {
     format: "pt",
     ...samplingMetadata(settings),
     [CONFIG]: JSON.stringify(config),

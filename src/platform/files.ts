@@ -11,18 +11,25 @@ import { pipeline } from "node:stream/promises";
 const unfinished = new Set<string>();
 let count = 0;
 
-/** Writes parts, text as UTF-8, to a file that appears whole or not at all; creates the folder. */
-export async function atomicWrite(path: string, ...parts: readonly (Uint8Array | string)[]): Promise<void> {
+/** Bytes, or text as UTF-8; or what is made only when it is written, perhaps in pieces. */
+type Part = Uint8Array | string | (() => Uint8Array | AsyncIterable<Uint8Array>);
+
+/** Writes parts to a file that appears whole or not at all; creates the folder. */
+export async function atomicWrite(path: string, ...parts: readonly Part[]): Promise<void> {
   await atomically(path, async (temporary) => {
     await using file = await open(temporary, "w");
-    for (const part of parts) await file.writeFile(part);
+    for (const part of parts) {
+      const made = typeof part === "function" ? part() : part;
+      if (typeof made === "string" || made instanceof Uint8Array) await file.writeFile(made);
+      else for await (const piece of made) await file.writeFile(piece);
+    }
     await file.sync();
   });
 }
 
 /**
- * Lets `make` make a file under a temporary name beside `path` and renames it; creates the folder. On any failure
- * nothing is left.
+ * Lets `make` make a file or folder under a temporary name beside `path` and renames it; creates the folder above. On
+ * any failure nothing is left.
  */
 export async function atomically(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
   makeFolder(dirname(path));
@@ -32,7 +39,7 @@ export async function atomically(path: string, make: (temporary: string) => Prom
     await make(temporary);
     await rename(temporary, path);
   } catch (error) {
-    rmSync(temporary, { force: true });
+    rmSync(temporary, { force: true, recursive: true });
     const { code } = error as NodeJS.ErrnoException;
     if (code === "ENOSPC")
       throw new Error(`${path}: the disk is full; nothing was written`, { cause: error });
@@ -82,5 +89,5 @@ export function isAlive(pid: number): boolean {
 
 /** For a process that is about to end: removes what was not written whole. */
 export function removeUnfinished(): void {
-  for (const path of unfinished) rmSync(path, { force: true });
+  for (const path of unfinished) rmSync(path, { force: true, recursive: true });
 }

@@ -5,10 +5,15 @@ export { type LoraContent, type LoraTarget, loraSummary, readLora, saveLora } fr
 export type { LoraNetwork } from "./lora_keys.ts";
 export type { KeyTable } from "./rename.ts";
 export {
+  compareKeys,
+  type KeyDifferences,
   loadSafetensors,
   matchKeys,
   quote,
   SafetensorsFile,
   saveSafetensors,
   type TensorEntry,
+  type TensorSource,
+  tensorSource,
+  writeSafetensors,
 } from "./safetensors.ts";

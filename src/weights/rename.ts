@@ -1,7 +1,7 @@
 /** @file Tensors under other names: one table of data, read in both directions. */
 
 import { DTYPES, type HostTensor, sizeOf } from "../tensor/index.ts";
-import type { SafetensorsFile, TensorEntry } from "./safetensors.ts";
+import { type SafetensorsFile, type TensorEntry, type TensorSource, tensorSource } from "./safetensors.ts";
 
 /** One name in two namings. */
 export interface KeyRule {
@@ -40,18 +40,20 @@ export class KeyTable {
     return { keys, layout: rule.layout };
   }
 
-  /** @throws one sentence with the first key that the table lacks. */
-  write(tensors: Readonly<Record<string, HostTensor>>, prefix = ""): Record<string, HostTensor> {
-    const out: Record<string, HostTensor> = {};
-    for (const key of Object.keys(tensors)) {
+  /**
+   * Tensors under their names, after a prefix.
+   * @throws one sentence with the first key that the table lacks.
+   */
+  write(tensors: ReadonlyMap<string, HostTensor | TensorEntry>, prefix = ""): Map<string, TensorSource> {
+    const out = new Map<string, TensorSource>();
+    for (const key of tensors.keys()) {
       const name = this.toTheirs(key);
       const found = name === undefined ? undefined : this.toOurs(name);
-      if (!found || found.keys.some((k) => !Object.hasOwn(tensors, k)))
+      if (!found || found.keys.some((k) => !tensors.has(k)))
         throw new Error(`${key} has no place in a single-file checkpoint`);
-      out[prefix + name] ??= written(
-        found.keys.map((k) => tensors[k]),
-        found.layout,
-      );
+      if (out.has(prefix + name)) continue; // a tensor that has several of ours
+      const parts = found.keys.map((k) => tensorSource(tensors.get(k)!));
+      out.set(prefix + name, written(parts, found.layout));
     }
     return out;
   }
@@ -95,16 +97,45 @@ function longest(map: ReadonlyMap<string, KeyRule>, key: string): [KeyRule | und
   return [undefined, key];
 }
 
-function written(parts: readonly HostTensor[], layout?: KeyRule["layout"]): HostTensor {
+function written(parts: readonly TensorSource[], layout?: KeyRule["layout"]): TensorSource {
   const [first] = parts;
-  if (layout === "transposed") return transposed(first);
-  if (layout === "kernel" && first.shape.length === 2) return { ...first, shape: [...first.shape, 1, 1] };
+  const { dtype, shape } = first;
+  const [rows, ...rest] = shape;
+  if (layout === "transposed")
+    return {
+      dtype,
+      shape: [...shape].reverse(),
+      bytes: async function* () {
+        const { buffer } = await whole(first);
+        const data = new DTYPES[dtype].array(buffer, 0, sizeOf(shape));
+        yield* asPieces(tensorSource(transposed({ dtype, shape, data })));
+      },
+    };
+  if (layout === "kernel" && rest.length === 1) return { ...first, shape: [...shape, 1, 1] };
   if (parts.length === 1) return first;
-  const [rows, ...rest] = first.shape;
-  const shape = [rows * parts.length, ...rest];
-  const data = new DTYPES[first.dtype].array(sizeOf(shape));
-  for (const [i, part] of parts.entries()) data.set(part.data as never, i * first.data.length);
-  return { dtype: first.dtype, shape, data };
+  return {
+    dtype,
+    shape: [rows * parts.length, ...rest],
+    bytes: async function* () {
+      for (const part of parts) yield* asPieces(part);
+    },
+  };
+}
+
+async function* asPieces(t: TensorSource): AsyncGenerator<Uint8Array, void, undefined> {
+  const bytes = t.bytes();
+  if (bytes instanceof Uint8Array) yield bytes;
+  else yield* bytes;
+}
+
+async function whole(t: TensorSource): Promise<Uint8Array> {
+  const out = new Uint8Array(sizeOf(t.shape) * DTYPES[t.dtype].bytes);
+  let done = 0;
+  for await (const piece of asPieces(t)) {
+    out.set(piece, done);
+    done += piece.length;
+  }
+  return out;
 }
 
 /** A matrix with rows and columns exchanged. */

@@ -7,6 +7,7 @@ import { type FileHandle, open } from "node:fs/promises";
 import { basename } from "node:path";
 import { atomicWrite } from "../platform/index.ts";
 import { DTYPES, type DType, type HostTensor, sizeOf } from "../tensor/index.ts";
+import { foreignFormat } from "./foreign.ts";
 
 const NAMES: Record<string, DType> = {
   F64: "float64",
@@ -22,7 +23,12 @@ const NAMES: Record<string, DType> = {
 const CODES = Object.fromEntries(Object.entries(NAMES).map(([code, dtype]) => [dtype, code]));
 const MAX_HEADER = 100_000_000; // as the reference implementation
 
+/** Bytes read at once where a tensor is copied from file to file. */
+const PIECE = 2 ** 24;
+
 export interface TensorEntry {
+  /** Of the file it lies in. */
+  path: string;
   dtype: DType;
   shape: readonly number[];
   /** Position in the file, in bytes. */
@@ -60,7 +66,7 @@ export class SafetensorsFile implements AsyncDisposable {
       const { size } = stat;
       const length = await readHeaderLength(handle, size, path);
       const text = await readBytes(handle, 8, length);
-      const { metadata, entries } = parseHeader(text, size - 8 - length, 8 + length, basename(path));
+      const { metadata, entries } = parseHeader(text, size - 8 - length, 8 + length, path);
       return new SafetensorsFile(path, metadata, entries, handle);
     } catch (error) {
       await handle.close();
@@ -114,6 +120,8 @@ async function readHeaderLength(handle: FileHandle, size: number, path: string):
     throw new Error(`${name}: not a safetensors file: ${size} bytes, the header alone needs more`);
   const head = await readBytes(handle, 0, 8);
   const length = new DataView(head.buffer).getBigUint64(0, true);
+  const foreign = foreignFormat(head);
+  if (foreign) throw new Error(`${name}: not a safetensors file: ${foreign}`);
   if (length > BigInt(MAX_HEADER))
     throw new Error(
       `${name}: not a safetensors file: its header claims ${length} bytes, at most ${MAX_HEADER} are allowed`,
@@ -130,8 +138,9 @@ function parseHeader(
   text: Uint8Array,
   room: number,
   start: number,
-  name: string,
+  path: string,
 ): { metadata: Record<string, string>; entries: Map<string, TensorEntry> } {
+  const name = basename(path);
   let json: string;
   let header: unknown;
   try {
@@ -147,7 +156,7 @@ function parseHeader(
   const entries = new Map<string, TensorEntry>();
   for (const [key, value] of Object.entries(header)) {
     if (key !== "__metadata__") {
-      entries.set(key, parseEntry(key, value, room, start, name));
+      entries.set(key, { path, ...parseEntry(key, value, room, start, name) });
       continue;
     }
     if (!isObject(value)) throw new Error(`${name}: __metadata__ is not an object of strings`);
@@ -169,7 +178,13 @@ function parseHeader(
   return { metadata, entries };
 }
 
-function parseEntry(key: string, value: unknown, room: number, start: number, name: string): TensorEntry {
+function parseEntry(
+  key: string,
+  value: unknown,
+  room: number,
+  start: number,
+  name: string,
+): Omit<TensorEntry, "path"> {
   const tensor = `${name}: tensor ${label(key)}`;
   if (!isObject(value)) throw new Error(`${tensor} has no dtype, shape and data_offsets`);
   const { dtype, shape, data_offsets } = value;
@@ -249,6 +264,28 @@ export async function loadSafetensors(path: string): Promise<LoadedSafetensors> 
   return { metadata: file.metadata, tensors };
 }
 
+/** A tensor whose bytes are made when they are written. */
+export interface TensorSource {
+  dtype: DType;
+  shape: readonly number[];
+  /** All elements in order, as they lie in memory. */
+  bytes(): Uint8Array | AsyncIterable<Uint8Array>;
+}
+
+/** A tensor in memory, or at its place in a file, as one to write. */
+export function tensorSource(t: HostTensor | TensorEntry): TensorSource {
+  const { dtype, shape } = t;
+  if ("offset" in t) return { dtype, shape, bytes: () => pieces(t) };
+  const { buffer, byteOffset, byteLength } = t.data;
+  return { dtype, shape, bytes: () => new Uint8Array(buffer, byteOffset, byteLength) };
+}
+
+async function* pieces({ path, offset, bytes }: TensorEntry): AsyncGenerator<Uint8Array, void, undefined> {
+  await using file = await open(path, "r");
+  for (let done = 0; done < bytes; done += PIECE)
+    yield await readBytes(file, offset + done, Math.min(PIECE, bytes - done));
+}
+
 /**
  * Writes a file atomically, tensors in the order given.
  * @throws when a tensor's data does not fill its shape, or its name is the one that metadata has.
@@ -258,17 +295,30 @@ export async function saveSafetensors(
   tensors: Readonly<Record<string, HostTensor>>,
   metadata?: Readonly<Record<string, string>>,
 ): Promise<void> {
-  const header: Record<string, unknown> = Object.create(null); // a tensor may be called __proto__
-  if (metadata) header.__metadata__ = metadata;
-  const parts: Uint8Array[] = [];
-  let offset = 0;
-  for (const [name, { dtype, shape, data }] of Object.entries(tensors)) {
-    if (name === "__metadata__") throw new Error(`${path}: a tensor cannot be called __metadata__`);
+  for (const [name, { shape, data }] of Object.entries(tensors))
     if (data.length !== sizeOf(shape))
       throw new Error(`${path}: tensor ${name} [${shape}] has ${data.length} elements`);
-    header[name] = { dtype: CODES[dtype], shape, data_offsets: [offset, offset + data.byteLength] };
-    offset += data.byteLength;
-    parts.push(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  const sources = Object.entries(tensors).map(([name, t]) => [name, tensorSource(t)] as const);
+  await writeSafetensors(path, new Map(sources), metadata);
+}
+
+/**
+ * The same for tensors of any size: their bytes are asked for one tensor after the other.
+ * @throws when its name is the one that metadata has.
+ */
+export async function writeSafetensors(
+  path: string,
+  tensors: ReadonlyMap<string, TensorSource>,
+  metadata?: Readonly<Record<string, string>>,
+): Promise<void> {
+  const header: Record<string, unknown> = Object.create(null); // a tensor may be called __proto__
+  if (metadata) header.__metadata__ = metadata;
+  let offset = 0;
+  for (const [name, { dtype, shape }] of tensors) {
+    if (name === "__metadata__") throw new Error(`${path}: a tensor cannot be called __metadata__`);
+    const end = offset + sizeOf(shape) * DTYPES[dtype].bytes;
+    header[name] = { dtype: CODES[dtype], shape, data_offsets: [offset, end] };
+    offset = end;
   }
   // Spaces align the data, so that it can be used in place.
   const json = JSON.stringify(header);
@@ -277,23 +327,37 @@ export async function saveSafetensors(
   text.set(raw);
   const length = new Uint8Array(8);
   new DataView(length.buffer).setBigUint64(0, BigInt(text.length), true);
-  await atomicWrite(path, length, text, ...parts);
+  await atomicWrite(path, length, text, ...Array.from(tensors.values(), (t) => () => t.bytes()));
 }
 
-/**
- * Compares the tensors a model needs with those a file has.
- * @throws one error that lists missing, left-over and misshapen keys (the first eight of each, and the counts).
- */
-export function matchKeys(
-  what: string,
+/** Names of tensors that a model needs and a file lacks, has in excess, or has in another shape. */
+export interface KeyDifferences {
+  missing: string[];
+  left: string[];
+  /** With both shapes. */
+  wrong: string[];
+}
+
+/** Compares the tensors a model needs with those a file has. */
+export function compareKeys(
   expected: Readonly<Record<string, readonly number[]>>,
   actual: Readonly<Record<string, { shape: readonly number[] }>>,
-): void {
+): KeyDifferences {
   const missing = Object.keys(expected).filter((k) => !Object.hasOwn(actual, k));
   const left = Object.keys(actual).filter((k) => !Object.hasOwn(expected, k));
   const wrong = Object.keys(expected)
     .filter((k) => Object.hasOwn(actual, k) && actual[k].shape.join() !== expected[k].join())
     .map((k) => `${k} (needs [${expected[k]}], has [${actual[k].shape}])`);
+  return { missing, left, wrong };
+}
+
+/** @throws one error that lists what `compareKeys` finds (the first eight of each, and the counts). */
+export function matchKeys(
+  what: string,
+  expected: Readonly<Record<string, readonly number[]>>,
+  actual: Readonly<Record<string, { shape: readonly number[] }>>,
+): void {
+  const { missing, left, wrong } = compareKeys(expected, actual);
   const parts = [
     ...listed("missing", missing),
     ...listed("left over", left),

@@ -131,7 +131,19 @@ const deep = `${"[".repeat(200_000)}${"]".repeat(200_000)}`;
 const hostile: [string, Uint8Array, RegExp][] = [
   ["nothing", new Uint8Array(0), /not a safetensors file/],
   ["seven bytes", new Uint8Array(7), /not a safetensors file/],
-  ["a web page", new TextEncoder().encode("<!DOCTYPE html><html></html>"), /not a safetensors file/],
+  ["a web page", new TextEncoder().encode("<!DOCTYPE html><html></html>"), /a web page/],
+  [
+    "a zip archive, as PyTorch saves",
+    new TextEncoder().encode("PK\u0003\u0004 archive/data.pkl"),
+    /pickle, which can/,
+  ],
+  ["a bare pickle", Uint8Array.of(0x80, 2, 0x7d, 0x71, 0, 0x28, 0x58, 3, 0), /pickle, which can run code/],
+  ["a GGUF file", new TextEncoder().encode("GGUF\u0003\0\0\0\0\0"), /GGUF file/],
+  [
+    "a pointer of Git LFS",
+    new TextEncoder().encode("version https://git-lfs.example/spec"),
+    /pointer of Git LFS/,
+  ],
   ["a header longer than the file", fileOf({ x }, 8, 4000n), /truncated/],
   ["a header longer than allowed", fileOf({ x }, 8, 2n ** 40n), /at most 100000000/],
   ["a header length of 2**64 - 1", fileOf({ x }, 8, 2n ** 64n - 1n), /at most 100000000/],
