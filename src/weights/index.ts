@@ -1,5 +1,13 @@
 export type { Delta, Factor } from "./delta.ts";
-export { kindText, type WeightKind, weightKind } from "./kind.ts";
+export { foreignFormat } from "./foreign.ts";
+export {
+  kindText,
+  SDXL_FAMILY,
+  type WeightContent,
+  type WeightKind,
+  weightContent,
+  weightKind,
+} from "./kind.ts";
 export { clipTable, openClipTable, type UNetLayout, unetTable, type VaeLayout, vaeTable } from "./ldm.ts";
 export { type LoraContent, type LoraTarget, loraSummary, readLora, saveLora } from "./lora.ts";
 export type { LoraNetwork } from "./lora_keys.ts";
@@ -10,6 +18,7 @@ export {
   loadSafetensors,
   matchKeys,
   quote,
+  readSource,
   SafetensorsFile,
   saveSafetensors,
   type TensorEntry,
@@ -17,3 +26,4 @@ export {
   tensorSource,
   writeSafetensors,
 } from "./safetensors.ts";
+export { tinyVaeTable } from "./tiny.ts";

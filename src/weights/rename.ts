@@ -1,7 +1,7 @@
 /** @file Tensors under other names: one table of data, read in both directions. */
 
-import { DTYPES, type HostTensor, sizeOf } from "../tensor/index.ts";
-import { type SafetensorsFile, type TensorEntry, type TensorSource, tensorSource } from "./safetensors.ts";
+import { DTYPES, type HostTensor } from "../tensor/index.ts";
+import { piecesOf, readSource, type TensorEntry, type TensorSource, tensorSource } from "./safetensors.ts";
 
 /** One name in two namings. */
 export interface KeyRule {
@@ -44,7 +44,7 @@ export class KeyTable {
    * Tensors under their names, after a prefix.
    * @throws one sentence with the first key that the table lacks.
    */
-  write(tensors: ReadonlyMap<string, HostTensor | TensorEntry>, prefix = ""): Map<string, TensorSource> {
+  write(tensors: ReadonlyMap<string, TensorSource>, prefix = ""): Map<string, TensorSource> {
     const out = new Map<string, TensorSource>();
     for (const key of tensors.keys()) {
       const name = this.toTheirs(key);
@@ -52,7 +52,7 @@ export class KeyTable {
       if (!found || found.keys.some((k) => !tensors.has(k)))
         throw new Error(`${key} has no place in a single-file checkpoint`);
       if (out.has(prefix + name)) continue; // a tensor that has several of ours
-      const parts = found.keys.map((k) => tensorSource(tensors.get(k)!));
+      const parts = found.keys.map((k) => tensors.get(k)!);
       out.set(prefix + name, written(parts, found.layout));
     }
     return out;
@@ -62,13 +62,17 @@ export class KeyTable {
    * The tensors of a file that have a prefix, under our names: their places, or, where they lie otherwise, copies.
    * Keys that the table lacks stay as they are.
    */
-  async read(file: SafetensorsFile, prefix = ""): Promise<Map<string, TensorEntry | HostTensor>> {
+  async read(
+    { entries }: { entries: ReadonlyMap<string, TensorEntry> },
+    prefix = "",
+  ): Promise<Map<string, TensorEntry | HostTensor>> {
     const out = new Map<string, TensorEntry | HostTensor>();
-    for (const [name, entry] of file.entries) {
+    for (const [name, entry] of entries) {
       if (!name.startsWith(prefix)) continue;
       const { keys, layout } = this.toOurs(name.slice(prefix.length)) ?? { keys: [name] };
       const [rows, ...rest] = entry.shape;
-      if (layout === "transposed" && rest.length === 1) out.set(keys[0], transposed(await file.read(name)));
+      if (layout === "transposed" && rest.length === 1)
+        out.set(keys[0], transposed(await readSource(tensorSource(entry))));
       else if (layout === "kernel" && rest.length === 3 && rest[1] * rest[2] === 1)
         out.set(keys[0], { ...entry, shape: [rows, rest[0]] });
       else if (keys.length > 1 && rows % keys.length !== 0) out.set(name, entry);
@@ -106,9 +110,7 @@ function written(parts: readonly TensorSource[], layout?: KeyRule["layout"]): Te
       dtype,
       shape: [...shape].reverse(),
       bytes: async function* () {
-        const { buffer } = await whole(first);
-        const data = new DTYPES[dtype].array(buffer, 0, sizeOf(shape));
-        yield* asPieces(tensorSource(transposed({ dtype, shape, data })));
+        yield* piecesOf(tensorSource(transposed(await readSource(first))));
       },
     };
   if (layout === "kernel" && rest.length === 1) return { ...first, shape: [...shape, 1, 1] };
@@ -117,25 +119,9 @@ function written(parts: readonly TensorSource[], layout?: KeyRule["layout"]): Te
     dtype,
     shape: [rows * parts.length, ...rest],
     bytes: async function* () {
-      for (const part of parts) yield* asPieces(part);
+      for (const part of parts) yield* piecesOf(part);
     },
   };
-}
-
-async function* asPieces(t: TensorSource): AsyncGenerator<Uint8Array, void, undefined> {
-  const bytes = t.bytes();
-  if (bytes instanceof Uint8Array) yield bytes;
-  else yield* bytes;
-}
-
-async function whole(t: TensorSource): Promise<Uint8Array> {
-  const out = new Uint8Array(sizeOf(t.shape) * DTYPES[t.dtype].bytes);
-  let done = 0;
-  for await (const piece of asPieces(t)) {
-    out.set(piece, done);
-    done += piece.length;
-  }
-  return out;
 }
 
 /** A matrix with rows and columns exchanged. */

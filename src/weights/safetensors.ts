@@ -286,6 +286,25 @@ async function* pieces({ path, offset, bytes }: TensorEntry): AsyncGenerator<Uin
     yield await readBytes(file, offset + done, Math.min(PIECE, bytes - done));
 }
 
+/** The bytes of a tensor, piece by piece. */
+export async function* piecesOf(t: TensorSource): AsyncGenerator<Uint8Array, void, undefined> {
+  const bytes = t.bytes();
+  if (bytes instanceof Uint8Array) yield bytes;
+  else yield* bytes;
+}
+
+/** A tensor in memory. */
+export async function readSource(t: TensorSource): Promise<HostTensor> {
+  const { dtype, shape } = t;
+  const out = new Uint8Array(sizeOf(shape) * DTYPES[dtype].bytes);
+  let done = 0;
+  for await (const piece of piecesOf(t)) {
+    out.set(piece, done);
+    done += piece.length;
+  }
+  return { dtype, shape, data: new DTYPES[dtype].array(out.buffer, 0, sizeOf(shape)) };
+}
+
 /**
  * Writes a file atomically, tensors in the order given.
  * @throws when a tensor's data does not fill its shape, or its name is the one that metadata has.
