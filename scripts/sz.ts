@@ -15,20 +15,20 @@ const BUDGET: Record<string, number> = {
   graph: 700,
   ops: 1300,
   onnx: 700,
-  weights: 1050,
+  weights: 1250,
   hub: 800,
   tokenizers: 400,
   samplers: 550,
   runtime: 600,
   nn: 350,
   models: 850,
-  pipelines: 2200,
+  pipelines: 3100,
   data: 1050,
   train: 2100,
   distill: 1050,
   eval: 700,
   serve: 2200,
-  cli: 1350,
+  cli: 1550,
 };
 /** No file is longer than this, comments included. */
 const LONGEST_FILE = 600;

@@ -1,47 +1,51 @@
 /**
- * @file A whole model in one safetensors file, with the names that ComfyUI and generative-models use. Sizes can
- * be read off the tensors, but not heads, activations, tokenizers or schedules: these are in the metadata, as JSON
- * under `fewstep.config`.
+ * @file A whole model in one safetensors file, with the names that ComfyUI and generative-models use. What shapes do
+ * not tell (heads, activations, tokenizers, schedules) is that of SDXL, or in the metadata, as JSON under
+ * `fewstep.config`.
  */
 
-import { basename, join } from "node:path";
 import { z } from "zod";
 import { clipTextConfig, type UNetConfig, unetConfig, type VaeConfig, vaeConfig } from "../models/index.ts";
 import { schedulerConfig } from "../samplers/index.ts";
-import { castTensor, floats, type HostTensor } from "../tensor/index.ts";
-import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
+import { ClipTokenizer } from "../tokenizers/index.ts";
 import {
   clipTable,
   type KeyTable,
-  kindText,
   openClipTable,
   quote,
   SafetensorsFile,
-  type TensorSource,
-  tensorSource,
   unetTable,
   vaeTable,
-  type WeightKind,
-  weightKind,
-  writeSafetensors,
 } from "../weights/index.ts";
-import { type BaseModel, type Network, readFolder } from "./base.ts";
-import { about, loadWeights, readJson, tokenizerFiles, type WeightSource } from "./folder.ts";
+import { fullAutoencoder } from "./autoencoder.ts";
+import { type BaseModel, NETWORKS, type Network } from "./base.ts";
+import { about, type WeightSource } from "./folder.ts";
+import { expectKind, stem } from "./kinds.ts";
 import { folderDefaults } from "./lightning.ts";
-import type { WeightsDType } from "./save.ts";
-import { type SamplingSettings, samplingMetadata, samplingSettings } from "./settings.ts";
+import { SDXL_SCHEDULER } from "./save.ts";
+import { samplingSettings } from "./settings.ts";
+import { clipConfigOf, type Naming, type Shapes, unetConfigOf, vaeConfigOf } from "./shapes.ts";
+import { CLIP_VOCABULARY, sdxlTokenizers } from "./vocabulary.ts";
 
-const CONFIG = "fewstep.config";
+/** Key of configs in the metadata. */
+export const CONFIG = "fewstep.config";
 
-const PREFIXES: Readonly<Record<Network, string>> = {
+export const PREFIXES: Readonly<Record<Network, string>> = {
   unet: "model.diffusion_model.",
   text_encoder: "conditioner.embedders.0.transformer.",
   text_encoder_2: "conditioner.embedders.1.model.",
   vae: "first_stage_model.",
 };
 
+const LABELS: Readonly<Record<Network, string>> = {
+  unet: "UNet",
+  text_encoder: "first text encoder",
+  text_encoder_2: "second text encoder",
+  vae: "VAE",
+};
+
 /** Names below the prefixes. */
-function tables(
+export function tables(
   unet: UNetConfig,
   vae: VaeConfig,
   text2: { num_hidden_layers: number },
@@ -75,110 +79,111 @@ const schema = z.object({
   defaults: z.unknown(),
 });
 
-export interface CheckpointOptions {
-  /** How the UNet wants to be sampled, where it is not the model's own. */
-  settings?: SamplingSettings;
-  /** Default "float32". */
-  dtype?: WeightsDType;
-}
+/** How a model is built: its configs as a model folder has them, and its tokenizers. */
+export type ModelConfig = z.infer<typeof schema>;
 
-/**
- * Writes a model folder as one file.
- * @param unet tensors with diffusers' names; the folder's own when left out.
- */
-export async function saveCheckpoint(
-  path: string,
-  folder: string,
-  unet?: Readonly<Record<string, HostTensor>>,
-  { settings = {}, dtype = "float32" }: CheckpointOptions = {},
-): Promise<void> {
-  const base = await readFolder(folder);
-  const json = (part: string) => readJson(join(folder, part, "config.json"));
-  const [first, second] = [
-    await tokenizerFiles(join(folder, "tokenizer")),
-    await tokenizerFiles(join(folder, "tokenizer_2")),
-  ];
-  const { steps, guidance } = base.defaults;
-  const config: z.input<typeof schema> = {
-    unet: await json("unet"),
-    vae: await json("vae"),
-    text_encoder: await json("text_encoder"),
-    text_encoder_2: await json("text_encoder_2"),
-    scheduler: await readJson(join(folder, "scheduler", "scheduler_config.json")),
-    tokenizer: tokenizerJson(first),
-    tokenizer_2: differences(tokenizerJson(first), tokenizerJson(second)),
-    force_zeros_for_empty_prompt: base.zeroEmptyPrompt,
-    defaults: { steps, guidance },
-  };
-  const tensors = new Map<string, TensorSource>();
-  const named = tables(base.unet, base.vae, base.text[1]);
-  for (const network of Object.keys(PREFIXES) as Network[]) {
-    const own = network === "unet" && unet ? unet : await loadWeights(join(folder, network));
-    const kept = Object.entries(own).filter(([key]) => !UNUSED.test(key));
-    const cast = new Map(kept.map(([key, t]) => [key, castTensor(t, dtype)] as const));
-    for (const [key, t] of named[network].write(cast, PREFIXES[network])) tensors.set(key, t);
-  }
-  // OpenCLIP's logit scale, ln 100, which readers expect and SDXL does not use.
-  const scale = castTensor(floats([], [Math.log(100)]), dtype);
-  tensors.set(`${PREFIXES.text_encoder_2}logit_scale`, tensorSource(scale));
-  await writeSafetensors(path, tensors, {
-    format: "pt",
-    ...samplingMetadata(settings),
-    [CONFIG]: JSON.stringify(config),
-  });
-}
+/** Tensors that no network here uses, below the prefixes. */
+export const UNUSED =
+  /(^|\.)(position_ids|logit_scale)$|^conditioner\.embedders\.0\..*\btext_projection\.weight$/;
 
-function tokenizerJson({ vocab, merges, maxLength = 77, pad }: TokenizerFiles): z.infer<typeof tokenizer> {
-  return { vocab: { ...vocab }, merges: [...merges], maxLength, pad };
-}
-
-/** The fields of `b` that are not those of `a`. */
-function differences<T extends object>(a: T, b: T): Partial<T> {
-  const text = (value: unknown) => JSON.stringify(value);
-  const entries = Object.entries(b).filter(([key, value]) => text(value) !== text(a[key as keyof T]));
-  return Object.fromEntries(entries) as Partial<T>;
-}
-
-/** Tensors that no network here uses. */
-const UNUSED = /(^|\.)(position_ids|logit_scale)$/;
+/** The same beside the prefixes: what trainers leave in a file, and marks of how a UNet predicts. */
+export const BESIDE =
+  /^(model_ema\.|denoiser\.|first_stage_model\.loss\.|alphas_cumprod|betas$|sqrt_|log_one_minus|posterior_|conditioner\.embedders\.[01]\.logit_scale$|v_pred$|ztsnr$)/;
 
 /** @throws one sentence when the file is not such a checkpoint, or does not hold what its configs say. */
 export async function readCheckpoint(path: string): Promise<BaseModel> {
   await using file = await SafetensorsFile.open(path);
   expectKind(file, "checkpoint");
-  if (!Object.hasOwn(file.metadata, CONFIG))
-    throw new Error(
-      `${path} does not say how its networks are built (no ${CONFIG} in its metadata); ` +
-        "give a model folder of the same family as the model, and this file as its UNet",
-    );
-  const config = await about(path, () => parseConfig(file.metadata[CONFIG]));
-  const { force_zeros_for_empty_prompt: zeroEmptyPrompt, tokenizer: first, tokenizer_2: changes } = config;
   const sampling = samplingSettings(file.metadata, path);
+  const config = await checkpointConfig(file);
   return await about(path, async () => {
-    const unet = unetConfig(config.unet);
-    const vae = vaeConfig(config.vae);
-    const text = [clipTextConfig(config.text_encoder), clipTextConfig(config.text_encoder_2)] as const;
+    const { unet, vae, text, tokenizers, ...rest } = parsedModel(config);
     const named = tables(unet, vae, text[1]);
     const sources = {} as Record<Network, WeightSource>;
-    for (const network of Object.keys(PREFIXES) as Network[])
-      sources[network] = await readNetwork(file, network, named[network]);
+    for (const network of NETWORKS)
+      sources[network] = await readNetwork(file, named[network], PREFIXES[network]);
     return {
+      ...rest,
       path,
       name: stem(path),
-      tokenizers: [new ClipTokenizer(first), new ClipTokenizer({ ...first, ...changes })],
+      tokenizers: [new ClipTokenizer(tokenizers[0]), new ClipTokenizer(tokenizers[1])],
       text,
       unet,
-      vae,
-      scheduler: schedulerConfig(config.scheduler),
-      zeroEmptyPrompt,
-      defaults: { ...folderDefaults(config.defaults), lightning: undefined }, // a file brings no others along
+      vae: fullAutoencoder(vae),
       sampling,
       weights: (network) => sources[network],
     };
   });
 }
 
-function parseConfig(text: string): z.infer<typeof schema> {
+/** A model's config with every part checked. @throws a sentence that names the part. */
+export function parsedModel(config: ModelConfig) {
+  const { tokenizer: first, tokenizer_2: changes } = config;
+  return {
+    unet: unetConfig(config.unet),
+    vae: vaeConfig(config.vae),
+    text: [clipTextConfig(config.text_encoder), clipTextConfig(config.text_encoder_2)] as const,
+    scheduler: schedulerConfig(config.scheduler),
+    tokenizers: [first, { ...first, ...changes }] as const,
+    zeroEmptyPrompt: config.force_zeros_for_empty_prompt,
+    defaults: { ...folderDefaults(config.defaults), lightning: undefined }, // a file brings no others along
+  };
+}
+
+/** Config of a checkpoint: that of its metadata, or one told from its tensors. */
+export async function checkpointConfig(file: SafetensorsFile): Promise<ModelConfig> {
+  const { entries, metadata, path } = file;
+  if (Object.hasOwn(metadata, CONFIG)) return about(path, () => parseConfig(metadata[CONFIG]));
+  const shapes = {} as Record<Network, Shapes>;
+  for (const network of NETWORKS) shapes[network] = below(entries, PREFIXES[network]);
+  const missing = NETWORKS.filter((network) => shapes[network].size === 0).map((network) => LABELS[network]);
+  if (missing.length > 0)
+    throw new Error(
+      `${path} is a checkpoint without ${missing.join(", ")}; ` +
+        `${missing.includes("UNet") ? "use one that has all parts" : "give it as the UNet of a whole model"}`,
+    );
+  const config = await sdxlConfig(shapes, "checkpoint").catch((cause: Error) => {
+    throw new Error(
+      `${path} does not say how its networks are built (no ${CONFIG} in its metadata), and is no plain SDXL: ` +
+        `${cause.message}; give a model folder of the same family as the model, and this file as its UNet`,
+      { cause },
+    );
+  });
+  if (!entries.has("v_pred")) return config;
+  // Marks that ComfyUI reads.
+  const zero = entries.has("ztsnr") ? { rescale_betas_zero_snr: true } : {};
+  const scheduler = { ...(config.scheduler as object), prediction_type: "v_prediction", ...zero };
+  return { ...config, scheduler };
+}
+
+/**
+ * The config of an SDXL with tensors of these shapes.
+ * @throws a sentence when they are of another kind of model, or do not tell enough.
+ */
+export async function sdxlConfig(
+  shapes: Readonly<Record<Network, Shapes>>,
+  naming: Naming,
+): Promise<ModelConfig> {
+  const second = clipConfigOf(shapes.text_encoder_2, naming, "gelu");
+  const first = clipConfigOf(shapes.text_encoder, "diffusers", "quick_gelu");
+  for (const { vocab_size } of [first, second])
+    if (vocab_size !== CLIP_VOCABULARY)
+      throw new Error(`a text encoder knows ${vocab_size} tokens, CLIP's vocabulary has ${CLIP_VOCABULARY}`);
+  const [tokenizer, { pad }] = await sdxlTokenizers();
+  return {
+    unet: unetConfigOf(shapes.unet, naming, second.projection_dim),
+    vae: vaeConfigOf(shapes.vae, naming),
+    text_encoder: first,
+    text_encoder_2: second,
+    scheduler: { ...SDXL_SCHEDULER, set_alpha_to_one: false },
+    tokenizer: { ...tokenizer, vocab: { ...tokenizer.vocab }, merges: [...tokenizer.merges], maxLength: 77 },
+    tokenizer_2: { pad },
+    force_zeros_for_empty_prompt: true,
+    defaults: {},
+  };
+}
+
+function parseConfig(text: string): ModelConfig {
   let json: unknown;
   try {
     json = JSON.parse(text);
@@ -191,31 +196,27 @@ function parseConfig(text: string): z.infer<typeof schema> {
   throw new Error(`${CONFIG}${path.length > 0 ? ` at ${quote(path.join("."))}` : ""}: ${message}`);
 }
 
-async function readNetwork(file: SafetensorsFile, network: Network, table: KeyTable): Promise<WeightSource> {
-  const found = await table.read(file, PREFIXES[network]);
+/** Tensors whose names start with a prefix, without it. */
+export function below<T>(tensors: ReadonlyMap<string, T>, prefix: string): Map<string, T> {
+  const found = [...tensors].filter(([key]) => key.startsWith(prefix) && !UNUSED.test(key));
+  return new Map(found.map(([key, t]) => [key.slice(prefix.length), t]));
+}
+
+async function readNetwork(file: SafetensorsFile, table: KeyTable, prefix: string): Promise<WeightSource> {
+  const found = await table.read(file, prefix);
   return { path: file.path, tensors: new Map([...found].filter(([key]) => !UNUSED.test(key))) };
 }
 
-/** The UNet of a checkpoint, whose names depend on how it is built. */
-export async function checkpointUNet(file: SafetensorsFile, config: UNetConfig): Promise<WeightSource> {
-  return readNetwork(file, "unet", unetTable(config));
+/** How the UNet of a file is named, and below which prefix. */
+export function unetNaming({ entries }: SafetensorsFile): { naming: Naming; prefix: string } {
+  for (const prefix of [PREFIXES.unet, ""])
+    if (entries.has(`${prefix}input_blocks.0.0.weight`)) return { naming: "checkpoint", prefix };
+  return { naming: "diffusers", prefix: "" };
 }
 
-const WHERE: Partial<Record<WeightKind, string>> = {
-  lora: "give it as a LoRA",
-  unet: "give it as the UNet",
-  checkpoint: "give it as the model",
-};
-
-/** @throws a sentence when the file holds another known kind of weights. */
-export function expectKind(file: SafetensorsFile, kind: WeightKind): void {
-  const found = weightKind(file.entries.keys());
-  if (found === kind || (found === "unknown" && kind !== "checkpoint")) return;
-  const text = `${file.path} is ${kindText(found)}, not ${kindText(kind)}`;
-  throw new Error([text, WHERE[found] ?? []].flat().join("; "));
-}
-
-/** `a/b.safetensors` → `b` */
-export function stem(path: string): string {
-  return basename(path).replace(/\.safetensors$/, "");
+/** The UNet of a file under diffusers' names. Other names depend on how it is built. */
+export async function unetSource(file: SafetensorsFile, config: UNetConfig): Promise<WeightSource> {
+  const { naming, prefix } = unetNaming(file);
+  if (naming === "checkpoint") return readNetwork(file, unetTable(config), prefix);
+  return { path: file.path, tensors: file.entries };
 }

@@ -1,4 +1,4 @@
-/** @file What a pipeline is made of: a base model, with another UNet perhaps, and adapters on it. */
+/** @file What a pipeline is made of: a base model, with another UNet or VAE perhaps, and adapters on it. */
 
 import { existsSync } from "node:fs";
 import { stat } from "node:fs/promises";
@@ -6,9 +6,11 @@ import { join } from "node:path";
 import { localPath } from "../hub/index.ts";
 import { SAMPLERS, type Sampler } from "../samplers/index.ts";
 import { SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
-import { type BaseModel, readFolder } from "./base.ts";
-import { checkpointUNet, expectKind, readCheckpoint, stem } from "./checkpoint.ts";
+import { type LoadedAutoencoder, readAutoencoder } from "./autoencoder.ts";
+import { type BaseModel, type Network, readFolder } from "./base.ts";
+import { readCheckpoint, unetSource } from "./checkpoint.ts";
 import { readJson, type WeightSource } from "./folder.ts";
+import { expectKind, stem } from "./kinds.ts";
 import { lightningFile } from "./lightning.ts";
 import { type SamplingSettings, samplingSettings } from "./settings.ts";
 
@@ -62,8 +64,10 @@ export async function findLoras(loras: Loras): Promise<Lora[]> {
 }
 
 export interface ComponentOptions {
-  /** A .safetensors file with diffusers' names that replaces the UNet's weights. */
+  /** A .safetensors file that replaces the UNet's weights, with diffusers' names or those of checkpoints. */
   unet?: string;
+  /** A .safetensors file, or a folder of diffusers, with another VAE for the same latents; a tiny one (TAESDXL) as well. */
+  vae?: string;
   /**
    * Adapters that stay; 1 is the strength they were trained at. Others may be given for each picture; where those are
    * to go on the folder's own UNet, give {} here.
@@ -88,12 +92,15 @@ export async function readComponents(model: string, options: ComponentOptions): 
   const base = await (single ? readCheckpoint(path) : readFolder(path));
   const { unet, loras, brought } = await addedFiles(base, options);
   const network = unet ? await readUNet(unet, base) : undefined;
+  const decoder = options.vae === undefined ? undefined : await readVae(localPath(options.vae), base);
+  const replaced: Partial<Record<Network, WeightSource>> = { unet: network?.source, vae: decoder?.source };
   const parts = await addLoras(
     settled({
       ...base,
       name: unet ? stem(unet) : base.name,
       loras: [],
-      weights: (part) => (part === "unet" && network ? network.source : base.weights(part)),
+      vae: decoder?.vae ?? base.vae,
+      weights: (part) => replaced[part] ?? base.weights(part),
       sampling: network ? network.sampling : base.sampling,
     }),
     loras,
@@ -167,8 +174,17 @@ async function readUNet(
 ): Promise<{ source: WeightSource; sampling?: SamplingSettings }> {
   await using file = await SafetensorsFile.open(path);
   const sampling = samplingSettings(file.metadata, path);
-  if (weightKind(file.entries.keys()) === "checkpoint")
-    return { source: await checkpointUNet(file, base.unet), sampling };
-  expectKind(file, "unet");
-  return { source: { path, tensors: file.entries }, sampling };
+  expectKind(file, "unet", "checkpoint");
+  return { source: await unetSource(file, base.unet), sampling };
+}
+
+async function readVae(path: string, { unet, vae }: BaseModel): Promise<LoadedAutoencoder> {
+  const found = await readAutoencoder(path, vae.full);
+  for (const [what, needed, has] of [
+    ["channels", unet.in_channels, found.vae.latentChannels],
+    ["pixels along one side of a latent", vae.factor, found.vae.factor],
+  ] as const)
+    if (needed !== has)
+      throw new Error(`${path} decodes latents of ${has} ${what}; this model needs ${needed}`);
+  return found;
 }

@@ -1,12 +1,12 @@
 /** @file Model folders as diffusers writes them: configs, tokenizers and weights of each component. */
 
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type Graph, parametersOf } from "../graph/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
-import { loadSafetensors, matchKeys, SafetensorsFile, type TensorEntry } from "../weights/index.ts";
+import { loadSafetensors, matchKeys, quote, SafetensorsFile, type TensorEntry } from "../weights/index.ts";
 
 /** @throws a sentence that names the file when it is missing or not a JSON object. */
 export async function readJson(path: string): Promise<Record<string, unknown>> {
@@ -59,21 +59,57 @@ export async function readTokenizer(folder: string): Promise<ClipTokenizer> {
   return about(folder, () => new ClipTokenizer(files));
 }
 
-/** The weights file of a component, full or half precision. */
+/** Ways in which diffusers and transformers name the weights of a component; full precision goes first. */
+const WEIGHT_NAMES = ["", ".fp16"].flatMap((variant) =>
+  ["diffusion_pytorch_model", "model"].map((stem) => ({
+    file: `${stem}${variant}.safetensors`,
+    index: `${stem}.safetensors.index${variant}.json`,
+  })),
+);
+
+/**
+ * The files with the weights of a component: one, or the parts that an index lists.
+ * @throws a sentence when there are none, or an index lists none or files elsewhere.
+ */
+export async function weightsFiles(folder: string): Promise<string[]> {
+  for (const { file, index } of WEIGHT_NAMES) {
+    if (existsSync(join(folder, file))) return [join(folder, file)];
+    if (existsSync(join(folder, index))) return indexedFiles(join(folder, index));
+  }
+  const pickled = existsSync(folder) && readdirSync(folder).some((name) => /\.(bin|ckpt|pt|pth)$/.test(name));
+  const names = WEIGHT_NAMES.map(({ file }) => file).join(", ");
+  throw new Error(
+    `${folder} has no weights: expected one of ${names}, or their index` +
+      (pickled ? "; PyTorch's pickles, which can run code, are never opened" : ""),
+  );
+}
+
+async function indexedFiles(index: string): Promise<string[]> {
+  const { weight_map: map } = await readJson(index);
+  const names = new Set(typeof map === "object" && map !== null ? Object.values(map) : []);
+  if (names.size === 0) throw new Error(`${index}: no weight_map that lists files`);
+  return [...names].sort().map((name) => {
+    if (typeof name !== "string" || !/^\w[\w.-]*\.safetensors$/.test(name))
+      throw new Error(`${index}: lists ${quote(name)}; expected .safetensors files beside it`);
+    return join(dirname(index), name);
+  });
+}
+
+/** The one weights file of a component. */
 export function weightsFile(folder: string): string {
-  const names = ["diffusion_pytorch_model", "model"].flatMap((n) => [
-    `${n}.safetensors`,
-    `${n}.fp16.safetensors`,
-  ]);
-  const found = names.map((n) => join(folder, n)).find((p) => existsSync(p));
-  if (!found) throw new Error(`${folder} has no weights: expected one of ${names.join(", ")}`);
+  const found = WEIGHT_NAMES.map(({ file }) => join(folder, file)).find((path) => existsSync(path));
+  if (!found)
+    throw new Error(
+      `${folder} has no weights: expected one of ${WEIGHT_NAMES.map(({ file }) => file).join(", ")}`,
+    );
   return found;
 }
 
 /** All tensors of a component. */
 export async function loadWeights(folder: string): Promise<Record<string, HostTensor>> {
-  const path = weightsFile(folder);
-  return (await about(folder, () => loadSafetensors(path))).tensors;
+  const paths = await weightsFiles(folder);
+  const files = await Promise.all(paths.map((path) => about(folder, () => loadSafetensors(path))));
+  return Object.assign({}, ...files.map(({ tensors }) => tensors));
 }
 
 /** A buffer that older versions of transformers saved. */
@@ -85,10 +121,18 @@ export interface WeightSource {
   tensors: ReadonlyMap<string, TensorEntry | HostTensor>;
 }
 
-/** All tensors of a file, under its own names. */
-export async function sourceOf(path: string): Promise<WeightSource> {
-  await using file = await about(dirname(path), () => SafetensorsFile.open(path));
-  return { path, tensors: file.entries };
+/** All tensors of a file, or of several that share a folder, under their own names. */
+export async function sourceOf(paths: readonly string[]): Promise<WeightSource> {
+  const folder = dirname(paths[0]);
+  const tensors = new Map<string, TensorEntry>();
+  for (const path of paths) {
+    await using file = await about(folder, () => SafetensorsFile.open(path));
+    for (const [name, entry] of file.entries) {
+      if (tensors.has(name)) throw new Error(`${folder}: ${quote(name)} is in two files`);
+      tensors.set(name, entry);
+    }
+  }
+  return { path: paths.length > 1 ? folder : paths[0], tensors };
 }
 
 /** What `compile` needs to run a graph on the weights of files. */
@@ -117,7 +161,7 @@ export async function weightsOf(
 ): Promise<PlacedWeights> {
   const placed = new PlacedWeights();
   for (const [prefix, given] of Object.entries(sources)) {
-    const { path, tensors } = typeof given === "string" ? await sourceOf(given) : given;
+    const { path, tensors } = typeof given === "string" ? await sourceOf([given]) : given;
     const needed = parametersOf(g).filter((p) => p.name.startsWith(prefix));
     const expected = Object.fromEntries(needed.map((p) => [p.name.slice(prefix.length), p.shape]));
     const actual = [...tensors].filter(([k]) => Object.hasOwn(expected, k) || !unused.test(k));

@@ -1,7 +1,8 @@
 export { PROMPT_WEIGHTINGS, type PromptWeighting } from "../tokenizers/index.ts";
-export { type CheckpointOptions, saveCheckpoint } from "./checkpoint.ts";
 export type { LoraStrength, Loras } from "./components.ts";
 export type { Pair, SizeConditioning } from "./conditioning.ts";
+export { type Completeness, componentCompleteness, describeFile } from "./contents.ts";
+export { type CheckpointOptions, convertModel, type Part, saveCheckpoint } from "./convert.ts";
 export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
 export { describeModel, type ModelDescription, type ModelInfo } from "./info.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";

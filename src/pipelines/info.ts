@@ -1,8 +1,8 @@
 /** @file What a model is like, told from its configs: no weights are loaded. */
 
 import { stat } from "node:fs/promises";
-import { vaeScaleFactor } from "../models/index.ts";
 import type { Sampler, Schedule } from "../samplers/index.ts";
+import { NETWORKS } from "./base.ts";
 import { type Components, readComponents } from "./components.ts";
 import { mostClipSkip } from "./encode.ts";
 
@@ -30,10 +30,10 @@ export interface ModelDescription extends ModelInfo {
 }
 
 export function modelInfo(parts: Components): ModelInfo {
-  const vaeFactor = vaeScaleFactor(parts.vae);
+  const { factor, sampleSize = 1024 } = parts.vae;
   return {
-    sampleSize: parts.unet.sample_size ?? parts.vae.sample_size / vaeFactor,
-    vaeScaleFactor: vaeFactor,
+    sampleSize: parts.unet.sample_size ?? sampleSize / factor,
+    vaeScaleFactor: factor,
     mostClipSkip: mostClipSkip(parts),
     defaults: { ...parts.usual, schedule: parts.scheduler.timestep_spacing },
     distilled: parts.distilled,
@@ -47,8 +47,9 @@ export function modelInfo(parts: Components): ModelInfo {
 export async function describeModel(path: string): Promise<ModelDescription> {
   const parts = await readComponents(path, {});
   const { lightning } = parts.defaults;
-  const sources = (["text_encoder", "text_encoder_2", "unet", "vae"] as const).map(parts.weights);
-  const files = new Set(sources.map((source) => (typeof source === "string" ? source : source.path)));
+  const sources = await Promise.all(NETWORKS.map((network) => parts.weights(network)));
+  const tensors = sources.flatMap((source) => [...source.tensors.values()]);
+  const files = new Set(tensors.flatMap((t) => ("path" in t ? t.path : [])));
   const sizes = await Promise.all([...files].map(async (file) => (await stat(file)).size));
   return {
     ...modelInfo(parts),

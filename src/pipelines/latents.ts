@@ -3,7 +3,8 @@
 import type { VaeConfig } from "../models/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
 
-type Scaling = Pick<VaeConfig, "scaling_factor" | "shift_factor" | "latents_mean" | "latents_std">;
+export type Scaling = Pick<VaeConfig, "scaling_factor"> &
+  Partial<Pick<VaeConfig, "shift_factor" | "latents_mean" | "latents_std">>;
 
 /** Scale and offset of channel c: normalised = (raw − offset)·scale. */
 function channel(config: Scaling, c: number): { scale: number; offset: number } {

@@ -1,8 +1,8 @@
 /** @file Latents as small pictures without the VAE: a linear map from their channels to colours. C channels, h w latent. */
 
-import { type VaeConfig, vaeScaleFactor } from "../models/index.ts";
 import { type Picture, readPlanes } from "../platform/index.ts";
 import { type FloatTensor, floats, Generator } from "../tensor/index.ts";
+import type { Autoencoder } from "./autoencoder.ts";
 
 /** Red, green and blue in [−1, 1] for one unit of each channel, and last what is added. */
 export type LatentRgb = readonly (readonly number[])[];
@@ -21,11 +21,10 @@ const FIT = { count: 16, side: 16, cell: 4, deviation: 0.7 };
 
 /** The known map of SDXL's own latents; for others one that is fitted to what `decode` makes of random ones. */
 export async function latentRgb(
-  config: VaeConfig,
+  { latentChannels: C, factor, scaling }: Pick<Autoencoder, "latentChannels" | "factor" | "scaling">,
   decode: (latents: FloatTensor) => Promise<FloatTensor>,
 ): Promise<LatentRgb> {
-  const { latent_channels: C, scaling_factor, latents_mean, shift_factor } = config;
-  const factor = vaeScaleFactor(config);
+  const { scaling_factor, latents_mean, shift_factor } = scaling;
   if (C === 4 && factor === 8 && scaling_factor === 0.13025 && !latents_mean && !shift_factor) return SDXL;
   const { count, side, cell, deviation } = FIT;
   const n = side / cell;

@@ -1,7 +1,7 @@
 /** @file The programs of a pipeline: text encoders, UNet, VAE decoder. B batch, h w latent. */
 
 import { type Graph, graph, input, parametersOf, symbol } from "../graph/index.ts";
-import { clipText, clipTextWithProjection, unet, vaeDecode } from "../models/index.ts";
+import { clipText, clipTextWithProjection, unet } from "../models/index.ts";
 import { changedScope, rootScope, type Scope } from "../nn/index.ts";
 import { concat, gather } from "../ops/index.ts";
 import { type CompileOptions, compile, type Program } from "../runtime/index.ts";
@@ -60,8 +60,8 @@ async function partWeights(
 ): Promise<PlacedWeights> {
   const sources: Parameters<typeof weightsOf>[1] =
     part === "unet"
-      ? { "": model.weights("unet") }
-      : { "1.": model.weights("text_encoder"), "2.": model.weights("text_encoder_2") };
+      ? { "": await model.weights("unet") }
+      : { "1.": await model.weights("text_encoder"), "2.": await model.weights("text_encoder_2") };
   const placed = await weightsOf(GRAPHS[part](model, rootScope()), sources);
   placeFactors(placed, part, fixed);
   return placed;
@@ -94,8 +94,7 @@ const ENCODER = /^(encoder|quant_conv)\./;
 /** `latents` [B,4,h,w], not scaled → `pictures` [B,3,H,W]. */
 export async function compileVae(model: Components, run: Run): Promise<Program> {
   const [B, H, W] = ["B", "H", "W"].map(symbol);
-  const latents = input("latents", "float32", [B, model.vae.latent_channels, H, W]);
-  const g = graph({ pictures: vaeDecode(rootScope(), model.vae, latents) });
-  const placed = await weightsOf(g, { "": model.weights("vae") }, ENCODER);
-  return compile(g, { ...placed, ...run });
+  const latents = input("latents", "float32", [B, model.vae.latentChannels, H, W]);
+  const g = graph({ pictures: model.vae.decode(rootScope(), latents) });
+  return compile(g, { ...(await weightsOf(g, { "": await model.weights("vae") }, ENCODER)), ...run });
 }

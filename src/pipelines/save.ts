@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { atomicWrite } from "../platform/index.ts";
 import { castTensor, type DType, type HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer, type TokenizerFiles } from "../tokenizers/index.ts";
-import { saveSafetensors } from "../weights/index.ts";
+import { type TensorSource, tensorSource, writeSafetensors } from "../weights/index.ts";
 import { loadWeights, readJson, tokenizerFiles } from "./folder.ts";
 import type { FolderDefaults } from "./lightning.ts";
 
@@ -25,6 +25,19 @@ export async function saveComponent(
   tensors: Readonly<Record<string, HostTensor>>,
   dtype: WeightsDType = "float32",
 ): Promise<void> {
+  const cast = Object.entries(tensors).map(([k, t]) => [k, tensorSource(castTensor(t, dtype))] as const);
+  await writeComponent(folder, className, config, new Map(cast), dtype);
+}
+
+/** The same for tensors that are made when they are written, with metadata for their file. */
+export async function writeComponent(
+  folder: string,
+  className: string,
+  config: object,
+  tensors: ReadonlyMap<string, TensorSource>,
+  dtype: DType,
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
   const diffusers = DIFFUSERS.has(className);
   await saveJson(
     join(folder, "config.json"),
@@ -32,9 +45,8 @@ export async function saveComponent(
       ? { _class_name: className, ...config }
       : { architectures: [className], model_type: modelType(className), torch_dtype: dtype, ...config },
   );
-  const cast = Object.fromEntries(Object.entries(tensors).map(([k, t]) => [k, castTensor(t, dtype)]));
   const file = join(folder, `${diffusers ? "diffusion_pytorch_model" : "model"}.safetensors`);
-  await saveSafetensors(file, cast, { format: "pt" });
+  await writeSafetensors(file, tensors, { format: "pt", ...metadata });
 }
 
 function modelType(className: string): string {
@@ -110,11 +122,15 @@ export const SDXL_SCHEDULER = {
 } as const;
 
 /** model_index.json. `defaults` are what is used when nothing is asked; diffusers ignores them. */
-export async function saveModelIndex(folder: string, defaults: FolderDefaults): Promise<void> {
+export async function saveModelIndex(
+  folder: string,
+  defaults: FolderDefaults,
+  { zeroEmptyPrompt = true }: { zeroEmptyPrompt?: boolean } = {},
+): Promise<void> {
   await saveJson(join(folder, "model_index.json"), {
     _class_name: "StableDiffusionXLPipeline",
     _diffusers_version: "0.39.0",
-    force_zeros_for_empty_prompt: true,
+    force_zeros_for_empty_prompt: zeroEmptyPrompt,
     add_watermarker: false,
     feature_extractor: [null, null],
     image_encoder: [null, null],

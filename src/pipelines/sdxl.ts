@@ -316,6 +316,7 @@ export class SDXL implements AsyncDisposable {
     for (let step = await loop.next(); ; step = await loop.next()) {
       this.timings.denoise += (performance.now() - started) / 1000;
       if (step.done) return step.value;
+      checkFinite(step.value.denoised, `the UNet of ${this.parts.name}`);
       signal?.throwIfAborted();
       const { i, denoised } = step.value;
       yield { i, total: steps, denoised, preview: () => this.preview(denoised) };
@@ -345,7 +346,9 @@ export class SDXL implements AsyncDisposable {
 
   /** Latents [B,4,h,w] → planes [B,3,H,W] around [−1,1]. */
   private async decodePlanes(latents: FloatTensor): Promise<FloatTensor> {
-    const out = await this.vaeProgram.run({ latents: denormalizeLatents(this.parts.vae, latents) });
+    const { vae, name } = this.parts;
+    const out = await this.vaeProgram.run({ latents: denormalizeLatents(vae.scaling, latents) });
+    checkFinite(out.pictures as FloatTensor, `the VAE of ${name}`);
     return out.pictures as FloatTensor;
   }
 
@@ -371,8 +374,12 @@ export class SDXL implements AsyncDisposable {
     loras: readonly LoadedLora[] = [],
   ): Promise<Prompt> {
     await using program = await this.textProgram.with(loras);
-    const encode = (some: readonly string[]): Promise<Prompt[]> =>
-      encodePrompts(program, this.parts, some, { promptWeighting, clipSkip });
+    const encode = async (some: readonly string[]): Promise<Prompt[]> => {
+      const encoded = await encodePrompts(program, this.parts, some, { promptWeighting, clipSkip });
+      for (const t of encoded.flatMap(({ hidden, pooled }) => [hidden, pooled]))
+        checkFinite(t, `a text encoder of ${this.parts.name}`);
+      return encoded;
+    };
     const way = JSON.stringify([promptWeighting, clipSkip]);
     const own = loras.every((lora) => lora.deltas.text.size === 0 || strengthOn("text", lora) === 0);
     const known = own ? this.known : undefined;
@@ -461,6 +468,15 @@ export class SDXL implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }
+}
+
+/** @throws a sentence that names what computed the values, when some are no numbers. */
+function checkFinite({ data }: FloatTensor, what: string): void {
+  if (data.every(Number.isFinite)) return;
+  throw new Error(
+    `${what} computed values that are no numbers: its weights are damaged, or too large for half precision; ` +
+      "use another file of them",
+  );
 }
 
 /** Two tensors one after the other, along the first axis. */

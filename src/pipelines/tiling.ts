@@ -3,8 +3,8 @@
  * and blend there. C channels, h w latent, H W pixels.
  */
 
-import { type VaeConfig, vaeScaleFactor } from "../models/index.ts";
 import { type FloatTensor, floats } from "../tensor/index.ts";
+import type { Autoencoder } from "./autoencoder.ts";
 
 /** Whether pictures are decoded by tiles: where they are larger than one, or only where memory becomes short. */
 export const VAE_TILINGS = ["auto", "on", "off"] as const;
@@ -24,12 +24,11 @@ export interface Tiles {
 
 /** Tiles of the size that the VAE was trained at; undefined where latents [.,.,h,w] are decoded at once. */
 export function tilesFor(
-  config: VaeConfig,
+  { factor, sampleSize = 1024 }: Pick<Autoencoder, "factor" | "sampleSize">,
   [h, w]: readonly [number, number],
   tiling: VaeTiling,
 ): Tiles | undefined {
-  const factor = vaeScaleFactor(config);
-  const side = Math.max(1, Math.floor(config.sample_size / factor));
+  const side = Math.max(1, Math.floor(sampleSize / factor));
   if (tiling === "off" || Math.max(h, w) <= side) return undefined;
   if (tiling === "auto" && h * w * factor ** 2 <= AT_ONCE) return undefined;
   return { factor, side, step: Math.max(1, Math.floor(side * 0.75)) };

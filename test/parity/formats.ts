@@ -1,13 +1,9 @@
 /** @file Files in every format for the tiny SDXL folder, always the same; record_formats.py loads them. */
 
-import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { ParameterInfo } from "../../src/graph/index.ts";
-import { vaeConfig } from "../../src/models/index.ts";
 import { type SamplingSettings, samplingMetadata, saveCheckpoint } from "../../src/pipelines/index.ts";
-import { type KeyTable, saveLora, saveSafetensors, unetTable, vaeTable } from "../../src/weights/index.ts";
+import { saveLora, saveSafetensors } from "../../src/weights/index.ts";
 import { changed, randomLora, TINY, unetTensors } from "../pipelines/tiny.ts";
-import { SDXL, unetParameters, vaeParameters } from "../weights/sdxl.ts";
 
 const FOUR = { steps: 4, guidance: 1, spacing: "trailing", predictionType: "epsilon" } as const;
 
@@ -18,7 +14,7 @@ export const SETTINGS = {
   lcm: { ...FOUR, sampler: "lcm" },
 } as const satisfies Record<string, SamplingSettings>;
 
-/** unet, x0, lora, lcm and checkpoint .safetensors; keys.json: those of the full SDXL, ours and a checkpoint's. */
+/** unet, x0, lora, lcm and checkpoint .safetensors. */
 export async function writeFormats(folder: string): Promise<void> {
   const tensors = await unetTensors();
   const file = (name: string) => join(folder, `${name}.safetensors`);
@@ -30,13 +26,4 @@ export async function writeFormats(folder: string): Promise<void> {
     await saveLora(file(name), randomLora(tensors, lora), { metadata });
   }
   await saveCheckpoint(file("checkpoint"), TINY, unet, { settings: SETTINGS.unet });
-  const keys = {
-    unet: pairs(unetTable(SDXL), unetParameters(SDXL)),
-    vae: pairs(vaeTable(vaeConfig({})), vaeParameters(vaeConfig({}))),
-  };
-  await writeFile(join(folder, "keys.json"), JSON.stringify(keys));
-}
-
-function pairs(table: KeyTable, of: readonly ParameterInfo[]): Record<string, string | undefined> {
-  return Object.fromEntries(of.map(({ name }) => [name, table.toTheirs(name)]));
 }

@@ -2,7 +2,6 @@
 
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
-import { vaeConfig } from "../../src/models/index.ts";
 import { readComponents } from "../../src/pipelines/components.ts";
 import { type GenerateOptions, readConfig, SDXL } from "../../src/pipelines/index.ts";
 import { compileVae } from "../../src/pipelines/programs.ts";
@@ -54,10 +53,10 @@ describe("prompts", () => {
 });
 
 test("tiles", async () => {
-  const config = await readConfig(`${TINY}/vae/config.json`, vaeConfig);
-  await using vae = await compileVae(await readComponents(TINY, {}), { threads: 1 });
+  const parts = await readComponents(TINY, {});
+  await using vae = await compileVae(parts, { threads: 1 });
   const decode = async (tile: FloatTensor) => (await vae.run({ latents: tile })).pictures as FloatTensor;
-  const some = tilesFor({ ...config, sample_size: 32 }, [19, 13], "on");
+  const some = tilesFor({ ...parts.vae, sampleSize: 32 }, [19, 13], "on");
   expect(some).toEqual({ factor: 4, side: 8, step: 6 });
   const picture = await tiledDecode(decode, tiles.latents as FloatTensor, some!);
   expect(worst({ picture }, { picture: tiles.picture }).error).toBeLessThan(1e-5);

@@ -83,7 +83,7 @@ describe("refused in one sentence", () => {
     [
       "no configs",
       (_, m) => delete m["fewstep.config"],
-      /c.safetensors does not say how its networks are built \(no fewstep.config in its metadata\); give a model folder of the same family as the model, and this file as its UNet$/,
+      /c.safetensors does not say how its networks are built \(no fewstep.config in its metadata\), and is no plain SDXL: a text encoder is 20 wide, [^;]+; give a model folder of the same family as the model, and this file as its UNet$/,
     ],
     [
       "configs that are no JSON",

@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 import { vaeConfig } from "../../src/models/index.ts";
+import { fullAutoencoder } from "../../src/pipelines/autoencoder.ts";
 import { bundledModel, SDXL } from "../../src/pipelines/index.ts";
 import { latentPicture, latentRgb } from "../../src/pipelines/preview.ts";
 import { type FloatTensor, floats } from "../../src/tensor/index.ts";
@@ -10,7 +11,7 @@ const none = async (): Promise<FloatTensor> => {
 };
 
 test("the map of SDXL's latents is known", async () => {
-  const map = await latentRgb(vaeConfig({}), none);
+  const map = await latentRgb(fullAutoencoder(vaeConfig({})), none);
   // one position of 1, −1, 2, 0.5, and one of zeros
   const latents = floats([1, 4, 1, 2], [1, 0, -1, 0, 2, 0, 0.5, 0]);
   const rgb = [
@@ -21,7 +22,7 @@ test("the map of SDXL's latents is known", async () => {
   const bytes = [...rgb, 0.1084, -0.0175, -0.0011].map((v) => Math.round((v + 1) * 127.5));
   expect(latentPicture(latents, map)).toEqual({ width: 2, height: 1, data: Uint8Array.from(bytes) });
   for (const other of [{ scaling_factor: 0.5 }, { latents_mean: [0, 0, 0, 0] }, { latent_channels: 16 }])
-    await expect(latentRgb(vaeConfig(other), none)).rejects.toThrow("not needed");
+    await expect(latentRgb(fullAutoencoder(vaeConfig(other)), none)).rejects.toThrow("not needed");
 });
 
 test("that of other latents is fitted: a decoder that is linear is found", async () => {
@@ -43,7 +44,7 @@ test("that of other latents is fitted: a decoder that is linear is found", async
     }
     return out;
   };
-  const map = await latentRgb(config, decode);
+  const map = await latentRgb(fullAutoencoder(config), decode);
   for (const [c, row] of map.entries())
     for (const [colour, value] of row.entries()) expect(value).toBeCloseTo(true_[c][colour], 5);
 });

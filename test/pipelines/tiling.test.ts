@@ -3,6 +3,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { vaeConfig } from "../../src/models/index.ts";
+import { fullAutoencoder } from "../../src/pipelines/autoencoder.ts";
 import { SDXL } from "../../src/pipelines/index.ts";
 import { tiledDecode, tilesFor } from "../../src/pipelines/tiling.ts";
 import { type FloatTensor, floats, Generator } from "../../src/tensor/index.ts";
@@ -10,7 +11,7 @@ import { difference } from "../parity/golden.ts";
 import { apart, TINY } from "./tiny.ts";
 
 test("SDXL: from which size on", () => {
-  const config = vaeConfig({});
+  const config = fullAutoencoder(vaeConfig({}));
   const tiles = { factor: 8, side: 128, step: 96 };
   const sizes = [
     [128, 128],
@@ -43,7 +44,7 @@ test("where the decoder sees one position at a time, tiles of any size make the 
     fc.asyncProperty(
       fc.record({ ...sides, side: fc.integer({ min: 1, max: 9 }) }),
       async ({ h, w, side }) => {
-        const config = { ...vaeConfig({ block_out_channels: [4, 4] }), sample_size: 2 * side };
+        const config = { factor: 2, sampleSize: 2 * side };
         const tiles = tilesFor(config, [h, w], "on");
         const latents = new Generator(1).randn([1, 3, h, w]) as FloatTensor;
         const whole = await enlarge(latents);

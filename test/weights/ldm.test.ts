@@ -2,13 +2,7 @@
 
 import { describe, expect, test } from "vitest";
 import { input, type ParameterInfo, parametersOf, symbol } from "../../src/graph/index.ts";
-import {
-  clipText,
-  clipTextConfig,
-  clipTextWithProjection,
-  unetConfig,
-  vaeConfig,
-} from "../../src/models/index.ts";
+import { clipText, clipTextWithProjection, unetConfig, vaeConfig } from "../../src/models/index.ts";
 import { rootScope } from "../../src/nn/index.ts";
 import { castTensor, floats, Generator, type HostTensor, toFloat32 } from "../../src/tensor/index.ts";
 import {
@@ -24,7 +18,7 @@ import {
   writeSafetensors,
 } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
-import { SDXL, unetParameters, vaeParameters } from "./sdxl.ts";
+import { BIG_G, CLIP_L, SDXL, unetParameters, vaeParameters } from "./sdxl.ts";
 
 const SMALL = unetConfig({
   ...SDXL,
@@ -35,15 +29,6 @@ const SMALL = unetConfig({
   transformer_layers_per_block: 1,
   attention_head_dim: 2,
 });
-const BIG_G = clipTextConfig({
-  hidden_size: 1280,
-  intermediate_size: 5120,
-  num_hidden_layers: 32,
-  num_attention_heads: 20,
-  hidden_act: "gelu",
-  projection_dim: 1280,
-});
-
 const B = symbol("B");
 const ids = input("ids64", "int64", [B, 77]);
 const end = input("end", "int64", [B]);
@@ -139,13 +124,7 @@ describe("VAE", () => {
 
 describe("text encoders", () => {
   test("CLIP-L keeps transformers' names", () => {
-    const config = clipTextConfig({
-      hidden_size: 768,
-      intermediate_size: 3072,
-      num_hidden_layers: 12,
-      num_attention_heads: 12,
-    });
-    const parameters = parametersOf([clipText(rootScope(), config, { ids, end }).pooled]);
+    const parameters = parametersOf([clipText(rootScope(), CLIP_L, { ids, end }).pooled]);
     expect(parameters.length).toBe(196);
     expect(count(clipTable(), parameters)).toBe(196);
   });
@@ -181,9 +160,12 @@ describe("tensors that lie otherwise", () => {
     text[`${layer}.${p}_proj.bias`] = g.randn([4]);
   }
 
+  const sources = (tensors: Record<string, HostTensor>) =>
+    new Map(Object.entries(tensors).map(([key, t]) => [key, tensorSource(t)] as const));
+
   /** Written, and read back through the places in the file. */
   async function throughFile(table: KeyTable, tensors: Record<string, HostTensor>) {
-    const named = table.write(new Map(Object.entries(tensors)), "p.");
+    const named = table.write(sources(tensors), "p.");
     named.set("other.weight", tensorSource(floats([1])));
     await writeSafetensors(at("x.safetensors"), named);
     await using file = await SafetensorsFile.open(at("x.safetensors"));
@@ -225,7 +207,7 @@ describe("tensors that lie otherwise", () => {
 
   test("names that the table lacks are refused, or stay", async () => {
     const table = openClipTable({ num_hidden_layers: 1 });
-    const write = (tensors: Record<string, HostTensor>) => table.write(new Map(Object.entries(tensors)));
+    const write = (tensors: Record<string, HostTensor>) => table.write(sources(tensors));
     expect(() => write({ "visual.proj": floats([1]) })).toThrow("visual.proj has no place in");
     const { [`${layer}.v_proj.bias`]: _, ...half } = text;
     expect(() => write(half)).toThrow(`${layer}.q_proj.bias has no place in`);
