@@ -42,6 +42,7 @@ interface GenerateOptions extends SizeConditioning {
   vaeTiling?: VaeTiling;
   model?: string;
   unet?: string;
+  vae?: string;
   lora?: Record<string, number>;
   loraDir?: string;
   device: "cpu" | "webgpu" | "cuda";
@@ -98,7 +99,8 @@ export function generateCommand(program: Command): void {
       "--model <path>",
       "folder in diffusers layout, checkpoint file, or org/name once pulled (default: the bundled model)",
     )
-    .option("--unet <file>", "weights in place of the model's UNet, with diffusers' names")
+    .option("--unet <file>", "weights in place of the model's UNet")
+    .option("--vae <path>", "file or folder in place of the model's VAE; a tiny one (TAESDXL) is faster")
     .option("--lora <file[:strength]>", "adapter, a file or folder; may be given more than once", collectLora)
     .option("--lora-dir <folder>", "of adapters that the prompt may name: <lora:name:0.8>")
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
@@ -122,12 +124,12 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const { addedStrengths, promptLoras } = await pipelines();
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
-    const { unet, lora, steps: count } = options;
+    const { unet, vae, lora, steps: count } = options;
     const { prompts, loras: named } = await promptLoras([words.join(" ")], options.loraDir);
     const loras = Object.keys(named).length > 0 ? addedStrengths(lora ?? {}, named) : lora;
     const [prompt] = prompts;
     const onLoad = ({ name, i, total }: LoadedPart): void => progress.update(`loading the ${name}`, i, total);
-    await using sdxl = await SDXL.load(folder, { device, unet, loras, steps: count, onLoad });
+    await using sdxl = await SDXL.load(folder, { device, unet, vae, loras, steps: count, onLoad });
     const { defaults } = sdxl.info;
     const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;
     const { schedule = defaults.schedule } = options;

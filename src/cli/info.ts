@@ -3,6 +3,7 @@
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
+import type { Completeness } from "../pipelines/index.ts";
 import { failureOf, UsageError } from "./errors.ts";
 
 /** Pictures larger than this are not read into memory. */
@@ -33,7 +34,11 @@ async function factsOf(path: string): Promise<Facts> {
   if (!stat.isFile()) throw new UsageError(`${path}: not a regular file`);
   if (path.endsWith(".safetensors")) return { kind: "weights", ...(await contentFacts(path)) };
   const { isPng } = await import("../platform/index.ts");
-  if (!isPng(firstBytes(path, 8)))
+  const head = firstBytes(path, 8);
+  const { foreignFormat } = await weightReader();
+  const foreign = foreignFormat(head);
+  if (foreign) throw new UsageError(`${path}: ${foreign}`);
+  if (!isPng(head))
     throw new UsageError(`${path}: neither a PNG picture, nor a .safetensors file, nor a model folder`);
   if (stat.size > MAX_PICTURE_BYTES)
     throw new UsageError(
@@ -60,16 +65,38 @@ async function pictureFacts(path: string): Promise<Facts> {
 const weightReader = () => import("../weights/index.ts");
 const pipelines = () => import("../pipelines/index.ts");
 
-/** What one file holds, told from its keys, how it wants to be sampled, and its counts. */
+/** Names of tensors that are printed of each list. */
+const MAX_NAMES = 8;
+
+/** What one file holds, told from its keys and shapes, what it is for, how it wants to be sampled, and its counts. */
 async function contentFacts(path: string): Promise<Facts> {
-  const { kindText, loraSummary, SafetensorsFile, weightKind } = await weightReader();
-  const { samplingSettings } = await pipelines();
+  const { loraSummary, SafetensorsFile } = await weightReader();
+  const { describeFile, samplingSettings } = await pipelines();
   const counts = await weightFacts(path);
   await using file = await SafetensorsFile.open(path);
-  const kind = weightKind(file.entries.keys());
+  const { kind, text, family, use, complete } = await describeFile(path);
   const lora = kind === "lora" ? { lora: await loraSummary(file) } : {};
   const sampling = samplingSettings(file.metadata, path);
-  return { holds: kindText(kind), ...lora, ...(sampling ? { sampling } : {}), ...counts };
+  return {
+    holds: text,
+    ...(family ? { family } : {}),
+    use,
+    ...(complete ? { complete: completeFacts(complete) } : {}),
+    ...lora,
+    ...(sampling ? { sampling } : {}),
+    ...counts,
+  };
+}
+
+/** "yes", or lists of what is not as it should be. */
+function completeFacts({ missing, left, wrong, unused }: Completeness): Facts | string {
+  const lists = { missing, "left over": left, "of another shape": wrong, "not needed": unused };
+  const shown = Object.entries(lists).flatMap(([what, names]) => {
+    const more = names.length > MAX_NAMES ? [`… ${names.length} in all`] : [];
+    return names.length > 0 ? [[what, [...names.slice(0, MAX_NAMES), ...more]] as const] : [];
+  });
+  const isWhole = missing.length + left.length + wrong.length === 0;
+  return shown.length > 0 ? { whole: isWhole ? "yes" : "no", ...Object.fromEntries(shown) } : "yes";
 }
 
 /** Counts over the tensors of one file; the data itself is not read. */
@@ -98,6 +125,7 @@ async function weightFacts(path: string): Promise<Facts> {
 async function modelFacts(folder: string): Promise<Facts> {
   const index = readJson(join(folder, "model_index.json"));
   if (!index) throw new UsageError(`${folder}: not a model folder: it has no model_index.json`);
+  const { componentCompleteness } = await pipelines();
   const components: Record<string, Facts> = {};
   for (const [name, entry] of Object.entries(index)) {
     // [library, class]; null where an optional component is left out
@@ -109,7 +137,12 @@ async function modelFacts(folder: string): Promise<Facts> {
       weights[file] = await weightFacts(join(part, file)).catch((error) => {
         throw new UsageError(`${part}: ${failureOf(error).message}`); // files of all components have one name
       });
-    components[name] = { class: entry[1], ...(files.length > 0 ? { weights } : {}) };
+    const complete = await componentCompleteness(folder, name).catch((error) => failureOf(error).message);
+    components[name] = {
+      class: entry[1],
+      ...(files.length > 0 ? { weights } : {}),
+      ...(complete ? { complete: typeof complete === "string" ? complete : completeFacts(complete) } : {}),
+    };
   }
   const own = index.fewstep ? { fewstep: index.fewstep } : {};
   return { kind: "model", pipeline: String(index._class_name), ...own, components };

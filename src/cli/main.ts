@@ -5,6 +5,7 @@ import process from "node:process";
 import { Command } from "commander";
 import { version } from "../platform/index.ts";
 import { handleSignals } from "./cleanup.ts";
+import { convertCommand } from "./convert.ts";
 import { dataCommand } from "./data.ts";
 import { distillCommand } from "./distill.ts";
 import { report } from "./errors.ts";
@@ -23,6 +24,7 @@ const program = new Command("fewstep")
 
 generateCommand(program);
 infoCommand(program);
+convertCommand(program);
 pullCommand(program);
 dataCommand(program);
 trainCommand(program);

@@ -4,7 +4,9 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { encodePng, formatParameters } from "../../src/platform/index.ts";
 import { castTensor, floats } from "../../src/tensor/index.ts";
-import { saveLora, saveSafetensors } from "../../src/weights/index.ts";
+import { saveLora, saveSafetensors, tensorSource, writeSafetensors } from "../../src/weights/index.ts";
+import { checkpointTensors, smallNetworks } from "../pipelines/small.ts";
+import { TINY } from "../pipelines/tiny.ts";
 import { expectRefusal, fewstep } from "./run.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "fewstep-"));
@@ -65,7 +67,8 @@ describe("weights", () => {
   test("are counted", async () => {
     await saveSafetensors(file, tensors, { format: "pt" });
     const { stdout } = await fewstep(["info", file, "--json"]);
-    const known = { file, kind: "weights", holds: "nothing that is known" };
+    const none = "none: there is no option for it";
+    const known = { file, kind: "weights", holds: "nothing that is known", use: none };
     expect(JSON.parse(stdout)).toEqual({ ...known, ...facts, metadata: { format: "pt" } });
   });
 
@@ -97,12 +100,52 @@ describe("weights", () => {
       sampling: { steps: 4, guidance: 1 },
       metadata: { note: "(5000 characters)" },
     });
-    expect((await fewstep(["info", file])).stdout).toMatch(/^holds: a LoRA\nlora:\n.*\n.*\n {2}ranks: 8$/m);
+    expect((await fewstep(["info", file])).stdout).toMatch(
+      /^holds: a LoRA\nuse: --lora \S+\nlora:\n.*\n.*\n {2}ranks: 8$/m,
+    );
   });
 
   test("with settings that cannot be: says so with exit code 2", async () => {
     await saveSafetensors(file, tensors, { "fewstep.steps": "0" });
     expectRefusal(await fewstep(["info", file]), /unet.safetensors: fewstep.steps is "0"; accepted are/);
+  });
+
+  test("of a UNet with the names of checkpoints: whether they are whole, and what they are for", async () => {
+    const networks = smallNetworks();
+    const named = checkpointTensors({ unet: networks.unet });
+    await writeSafetensors(file, named);
+    const whole = JSON.parse((await fewstep(["info", file, "--json"])).stdout);
+    expect(whole).toMatchObject({
+      holds: "a UNet with the names of checkpoints",
+      family: "SDXL",
+      use: `--unet ${file}`,
+      complete: "yes",
+    });
+    named.delete("model.diffusion_model.out.2.bias");
+    named.set("model.diffusion_model.extra", tensorSource(floats([1])));
+    await writeSafetensors(file, named);
+    const { stdout } = await fewstep(["info", file]);
+    expect(stdout).toMatch(
+      /^complete:\n {2}whole: no\n {2}missing: conv_out.bias\n {2}left over: model.diffusion_model.extra$/m,
+    );
+  });
+
+  test("of another family have no use", async () => {
+    await saveSafetensors(file, {
+      "conv_in.weight": floats([8, 4, 3, 3]),
+      "conv_out.weight": floats([4, 8, 3, 3]),
+      "mid_block.attentions.0.proj_in.weight": floats([8, 8, 1, 1]),
+      "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": floats([8, 768]),
+    });
+    const { stdout } = await fewstep(["info", file, "--json"]);
+    const use = "none: it is of SD 1.x, fewstep runs models of the SDXL family";
+    expect(JSON.parse(stdout)).toMatchObject({ family: "SD 1.x", use });
+  });
+
+  test("a pickle is named, and not opened", async () => {
+    const pickle = join(folder, "model.ckpt");
+    writeFileSync(pickle, "PK\u0003\u0004 archive/data.pkl");
+    expectRefusal(await fewstep(["info", pickle]), /model.ckpt: a PyTorch pickle, which can run code/);
   });
 
   test("truncated: says so with exit code 2", async () => {
@@ -136,6 +179,15 @@ describe("weights", () => {
         unet: { class: "UNet2DConditionModel", weights: { "diffusion_pytorch_model.safetensors": facts } },
       },
     });
+  });
+
+  test("of a model folder: whether each component is whole", async () => {
+    const { stdout } = await fewstep(["info", TINY, "--json"]);
+    const { components } = JSON.parse(stdout);
+    expect(
+      ["text_encoder", "text_encoder_2", "unet", "vae"].map((name) => components[name].complete),
+    ).toEqual(["yes", "yes", "yes", "yes"]);
+    expect(components.scheduler).toEqual({ class: "EulerDiscreteScheduler" });
   });
 
   test("damaged in a model folder: says which component's", async () => {

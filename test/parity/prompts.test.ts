@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import { readComponents } from "../../src/pipelines/components.ts";
-import { type GenerateOptions, readConfig, SDXL } from "../../src/pipelines/index.ts";
+import { type GenerateOptions, SDXL } from "../../src/pipelines/index.ts";
 import { compileVae } from "../../src/pipelines/programs.ts";
 import { tiledDecode, tilesFor } from "../../src/pipelines/tiling.ts";
 import type { FloatTensor } from "../../src/tensor/index.ts";
