@@ -1,2 +1,2 @@
-export { type EmitOptions, type ExternalTensor, emitOnnx } from "./emit.ts";
+export { type ExternalTensor, emitOnnx } from "./emit.ts";
 export { ProtoWriter } from "./proto.ts";

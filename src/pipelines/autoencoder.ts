@@ -81,7 +81,7 @@ export async function readAutoencoder(path: string, like?: VaeConfig): Promise<L
     return { vae: await autoencoderOf(folder), source: { ...source, tensors: renewed(source.tensors) } };
   }
   await using file = await SafetensorsFile.open(path);
-  return about(path, () =>
+  return await about(path, () =>
     weightKind(file.entries.keys()) === "tiny-vae" ? tinyOf(file) : fullOf(file, like),
   );
 }

@@ -9,9 +9,9 @@ import { type GenerateOptions, SDXL } from "../../src/pipelines/index.ts";
 import { sdxlTokenizers } from "../../src/pipelines/vocabulary.ts";
 import { tensor } from "../../src/tensor/index.ts";
 import { ClipTokenizer } from "../../src/tokenizers/index.ts";
-import { writeSmall } from "../pipelines/small.ts";
 import { checkpointKeys } from "../weights/sdxl.ts";
 import { difference, goldenJson, goldenTensors, worst } from "./golden.ts";
+import { writeSingle } from "./single.ts";
 
 interface Digest {
   tensors: number;
@@ -68,11 +68,10 @@ describe("CLIP's own vocabulary", async () => {
 
 describe("pictures", () => {
   const folder = mkdtempSync(join(tmpdir(), "fewstep-"));
-  const path = join(folder, "small.safetensors");
   let sdxl: SDXL;
   beforeAll(async () => {
-    await writeSmall(path);
-    sdxl = await SDXL.load(path, { threads: 1 });
+    await writeSingle(folder);
+    sdxl = await SDXL.load(join(folder, "small.safetensors"), { threads: 1 });
   });
   afterAll(async () => {
     await sdxl?.dispose();
