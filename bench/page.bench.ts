@@ -20,9 +20,9 @@ const TEXTS = ["a red apple with a green leaf, flat style", "a smiling yellow fa
 /** Notes in the page when something is typed, and when a picture is there. */
 const WATCH = `
   window.typed = []; window.shown = [];
-  addEventListener("input", () => typed.push(performance.now()), true);
-  addEventListener("load", ({ target }) => {
-    if (!target.matches || !target.matches(".pictures img")) return;
+  document.addEventListener("input", () => typed.push(performance.now()), true);
+  document.addEventListener("load", ({ target }) => { // of elements: it does not reach the window
+    if (!target.matches(".pictures img")) return;
     shown.push({ at: performance.now(), alt: target.alt, preview: target.src.startsWith("data:") });
   }, true);
   ${STEPS === undefined ? "" : `localStorage.setItem("fewstep.settings", JSON.stringify({ steps: ${Number(STEPS)} }));`}
@@ -49,7 +49,7 @@ try {
     await page.evaluate("typed.length = shown.length = 0");
     await prompt.pressSequentially(text, { delay: BETWEEN });
     const done = `shown.some(({ alt, preview }) => alt === ${JSON.stringify(text)} && !preview)`;
-    await page.waitForFunction(done, undefined, { polling: 20 });
+    while (!(await page.evaluate(done))) await page.waitForTimeout(50);
     const { typed, shown } = (await page.evaluate("({ typed, shown })")) as Seen;
     if (round < 0) continue;
     const [first, last] = [typed[0], typed[typed.length - 1]];

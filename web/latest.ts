@@ -1,8 +1,13 @@
-/** @file Work on what was asked last: what was asked before it is dropped, or cancelled when it takes long. */
+/**
+ * @file Work on what was asked last. Wishes that come while something is done replace each other; what is done comes to its
+ * end while they come, so that pictures appear between two keys, and is cancelled in the first pause if it would take long.
+ */
 
-/** Milliseconds: work that is done sooner is let come to its end, so that pictures appear between two keys. */
-const PATIENCE = 150;
-/** Milliseconds without a new wish before slow work begins. */
+/** Milliseconds: quick work is never cancelled. */
+const QUICK = 150;
+/** Milliseconds: longer work begins only in a pause. */
+const LONG = 1000;
+/** Milliseconds without a new wish. */
 const PAUSE = 150;
 
 export class Latest<Wish> {
@@ -20,27 +25,35 @@ export class Latest<Wish> {
 
   /** Whether the next work is expected to take so long that someone would wait for it. */
   get slow(): boolean {
-    return this.took > PATIENCE;
+    return this.took > QUICK;
   }
 
   /** @param now cancels what runs and does not wait for a pause */
   ask(wish: Wish, { now = false } = {}): void {
     clearTimeout(this.timer);
-    this.waiting = { wish, due: now || !this.slow };
-    const { running } = this;
-    if (running && (now || this.slow || performance.now() - running.since > 2 * PATIENCE))
-      running.controller.abort();
-    if (this.waiting.due) return void this.next();
-    this.timer = setTimeout(() => {
-      if (this.waiting) this.waiting.due = true;
-      void this.next();
-    }, PAUSE);
+    this.waiting = { wish, due: now || this.took <= LONG };
+    if (now) this.running?.controller.abort();
+    else this.timer = setTimeout(() => this.pause(), PAUSE);
+    void this.next();
   }
 
   cancel(): void {
     clearTimeout(this.timer);
     this.waiting = undefined;
     this.running?.controller.abort();
+  }
+
+  private pause(): void {
+    if (!this.waiting) return;
+    this.waiting.due = true;
+    if (this.running && !this.endsSoon(performance.now() - this.running.since))
+      this.running.controller.abort();
+    void this.next();
+  }
+
+  /** Whether what runs is worth its end, as far as the last work tells; it may take longer than that. */
+  private endsSoon(elapsed: number): boolean {
+    return this.slow ? elapsed >= this.took / 2 && elapsed <= 2 * this.took : elapsed <= 2 * QUICK;
   }
 
   private async next(): Promise<void> {

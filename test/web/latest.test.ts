@@ -24,18 +24,44 @@ test("quick work comes to its end while others wait, and only the last of them i
   expect(notes).toEqual(["0 begins", "0 done", "4 begins", "4 done"]);
 });
 
-test("slow work is cancelled by the next wish, and begins when no more come", async () => {
-  const { latest, notes } = worker(400);
+test("slow work comes to its end while wishes come, and is cancelled when they pause", async () => {
+  const { latest, notes } = worker(800);
   latest.ask(0);
-  await sleep(500);
+  await sleep(900);
   expect(latest.slow).toBe(true);
-  latest.ask(1, { now: true });
-  await sleep(50);
-  latest.ask(2);
-  await sleep(50);
-  latest.ask(3);
+  for (let wish = 1; wish <= 5; wish++) {
+    latest.ask(wish);
+    await sleep(40);
+  }
+  await sleep(1200);
+  expect(notes).toEqual(["0 begins", "0 done", "1 begins", "1 cancelled", "5 begins", "5 done"]);
+});
+
+test("slow work of which less than half is left is not cancelled", async () => {
+  const { latest, notes } = worker(600);
+  latest.ask(0);
   await sleep(700);
-  expect(notes).toEqual(["0 begins", "0 done", "1 begins", "1 cancelled", "3 begins", "3 done"]);
+  latest.ask(1);
+  await sleep(250);
+  latest.ask(2);
+  await sleep(1200);
+  expect(notes.slice(2)).toEqual(["1 begins", "1 done", "2 begins", "2 done"]);
+});
+
+test("what takes long begins in a pause, or at once when it is asked for", async () => {
+  const { latest, notes } = worker(1200);
+  latest.ask(0);
+  await sleep(1300);
+  latest.ask(1);
+  latest.ask(2);
+  await sleep(20);
+  expect(notes.slice(2)).toEqual([]);
+  await sleep(300);
+  expect(notes.slice(2)).toEqual(["2 begins"]);
+  latest.ask(3, { now: true });
+  await sleep(20);
+  expect(notes.slice(3)).toEqual(["2 cancelled", "3 begins"]);
+  latest.cancel();
 });
 
 test("work that turns out to be slow is cancelled as well", async () => {
@@ -43,7 +69,7 @@ test("work that turns out to be slow is cancelled as well", async () => {
   latest.ask(0);
   await sleep(350);
   latest.ask(1);
-  await sleep(100);
+  await sleep(400);
   expect(notes).toEqual(["0 begins", "0 cancelled", "1 begins", "1 done"]);
 });
 
