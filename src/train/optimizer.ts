@@ -209,6 +209,6 @@ export function initialValues(shape: readonly number[], init: Init, random: () =
 }
 
 /** The optimiser that a recipe names. */
-export function optimizerOf({ type, ...options }: { type: "adamw" | "muon" } & MuonOptions): Optimizer {
+export function optimizerOf({ type, ...options }: { type?: "adamw" | "muon" } & MuonOptions): Optimizer {
   return type === "muon" ? muon(options) : adamw(options);
 }

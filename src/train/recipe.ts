@@ -33,8 +33,8 @@ const pictures = z.strictObject({
 const data = z.discriminatedUnion("kind", [icons, pictures]);
 
 const optimizer = z.strictObject({
-  /** "muon" for matrices, with AdamW for all else. */
-  type: z.enum(["adamw", "muon"]).default("adamw"),
+  /** Default "adamw"; "muon" for matrices, with AdamW for all else. */
+  type: z.enum(["adamw", "muon"]).optional(), // not written down, so that runs begun before it was known go on
   betas: z.tuple([fraction, fraction]).default([0.9, 0.99]),
   eps: z.number().positive().default(1e-8),
   weightDecay: z.number().min(0).default(0.01),
