@@ -72,6 +72,17 @@ export function substitute(roots: readonly Value[], replace: ReadonlyMap<Value, 
   return roots.map((r) => mapped.get(r)!);
 }
 
+/** Rebuilds `roots` inputs first; each node that is rebuilt may become another one by `rule`. */
+export function rewrite(roots: readonly Value[], rule: (rebuilt: Value, original: Value) => Value): Value[] {
+  const mapped = new Map<Value, Value>();
+  for (const v of topological(roots)) {
+    const inputs = v.inputs.map((x) => mapped.get(x)!);
+    const same = inputs.every((x, i) => x === v.inputs[i]);
+    mapped.set(v, rule(same ? v : apply(v.op, inputs, v.attrs), v));
+  }
+  return roots.map((r) => mapped.get(r)!);
+}
+
 /**
  * Checks that a graph is legal: names are unique among inputs and among parameters, and every node's types
  * are what its operator infers from its inputs.

@@ -34,6 +34,14 @@ export interface Emit {
 
 export type OnnxAttr = number | string | readonly number[] | { float: number };
 
+/** How a product is done on int8 weights, each output channel with a scale of its own. */
+export interface Int8Product {
+  /** Order of the weight's axes in which it becomes the matrix [inner, out] that the kernel takes. */
+  readonly axes: readonly number[];
+  /** What stands in for the product `y`. matrix int8 [inner, out], scale [out]. */
+  product(y: Value, matrix: Value, scale: Value): Value;
+}
+
 /**
  * One operator: type rule, gradient and ONNX lowering in one entry. Passes never branch on operators;
  * what they need to know is a field here.
@@ -52,6 +60,8 @@ export interface OpDef {
   onnx(emit: Emit, inputs: readonly string[], y: Value): string[];
   /** Multiplications and additions of a product over static shapes; absent for cheap operators. */
   flops?(y: Value): number;
+  /** A product of x, w [out, ...] and perhaps b [out], whose weight may be int8 instead. */
+  readonly int8?: Int8Product;
   /** Leaves (inputs, parameters, constants) have no inputs and are known by name or content. */
   readonly leaf?: boolean;
 }
@@ -212,9 +222,14 @@ export function input(name: string, dtype: DType, shape: Shape): Value {
   return apply(inputOp, [], { name, dtype, shape });
 }
 
-/** A trained tensor, known by its checkpoint key. */
-export function parameter(name: string, shape: readonly number[], init: Init): Value {
-  return apply(parameterOp, [], { name, dtype: "float32", shape, init });
+/** A trained tensor, known by its checkpoint key; or what is derived from one, int8 weights for example. */
+export function parameter(
+  name: string,
+  shape: readonly number[],
+  init: Init,
+  dtype: DType = "float32",
+): Value {
+  return apply(parameterOp, [], { name, dtype, shape, init });
 }
 
 export function constant(value: HostTensor): Value {

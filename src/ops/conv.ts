@@ -10,6 +10,7 @@ import {
   typeText,
   type Value,
 } from "../graph/index.ts";
+import { convInt8 } from "./int8.ts";
 import { gemm } from "./matmul.ts";
 import { concat } from "./movement.ts";
 
@@ -53,6 +54,14 @@ const convOp: OpDef = {
     return [gradInput(dy, x, w, options), gradWeight(dy, x, w, options), b && pixels(dy).sum([0])];
   },
   flops: (y) => 2 * (sizeDim(y.shape) as number) * (sizeDim(y.inputs[1].shape.slice(1)) as number),
+  int8: {
+    axes: [2, 3, 1, 0],
+    product: ({ inputs: [x, w, b], shape, attrs }, matrix, scale) => {
+      const { strides, pads, group } = attrs as unknown as Required<ConvOptions>;
+      if (group !== 1) throw new Error("Conv: int8 weights with group > 1 are missing");
+      return convInt8(x, matrix, scale, b, { kernel: w.shape.slice(2) as number[], strides, pads, shape });
+    },
+  },
   onnx: (emit, inputs, y) =>
     emit.node("Conv", inputs, {
       strides: y.attrs.strides as number[],

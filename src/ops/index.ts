@@ -15,6 +15,7 @@ export * from "./activation.ts";
 export * from "./attention.ts";
 export { type ConvOptions, conv } from "./conv.ts";
 export { equal, less, relu, scalar, where } from "./elementwise.ts";
+export { convInt8, projectInt8 } from "./int8.ts";
 export { gatherTokens, gemm, project } from "./matmul.ts";
 export { concat, gather, resizeNearest } from "./movement.ts";
 export * from "./norm.ts";

@@ -3,6 +3,7 @@
 import { apply, isStatic, type OpDef, sizeDim, typeText, type Value } from "../graph/index.ts";
 import { ints } from "../tensor/index.ts";
 import { broadcast } from "./elementwise.ts";
+import { projectInt8 } from "./int8.ts";
 
 function swapLast(x: Value): Value {
   const perm = x.shape.map((_, i) => i);
@@ -64,6 +65,10 @@ const projectOp: OpDef = {
   name: "Project",
   infer: ([x, w]) => ({ dtype: x.dtype, shape: [...x.shape.slice(0, -1), w.shape[0]] }),
   flops: (y) => 2 * (sizeDim(y.shape) as number) * (y.inputs[1].shape[1] as number),
+  int8: {
+    axes: [1, 0],
+    product: ({ inputs: [x, , b] }, matrix, scale) => projectInt8(x, matrix, scale, b),
+  },
   onnx: (emit, [x, w, b]) => {
     const [t] = emit.node("Transpose", [w], { perm: [1, 0] });
     const [y] = emit.node("MatMul", [x, t]);

@@ -8,6 +8,7 @@ import { describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import {
   checkpoint,
+  constant,
   graph,
   input,
   isParameter,
@@ -21,6 +22,7 @@ import {
   attention,
   concat,
   conv,
+  convInt8,
   equal,
   gather,
   gatherTokens,
@@ -31,6 +33,7 @@ import {
   less,
   logSoftmax,
   project,
+  projectInt8,
   quickGelu,
   relu,
   resizeNearest,
@@ -39,7 +42,7 @@ import {
   where,
 } from "../../src/ops/index.ts";
 import { compile } from "../../src/runtime/index.ts";
-import { type FloatTensor, floats, ints, sizeOf } from "../../src/tensor/index.ts";
+import { type FloatTensor, floats, type HostTensor, ints, sizeOf } from "../../src/tensor/index.ts";
 import * as ref from "./reference.ts";
 import { runtimes } from "./runtimes.ts";
 
@@ -59,6 +62,28 @@ const tokens = ints([2], [2, 0]);
 const rows = ints([2, 3], [4, 0, 4, 1, 1, 3]);
 const constantOf = (name: string, t: ReturnType<typeof ints>) => input(name, t.dtype, t.shape);
 const extraFeeds = { tokens, rows };
+
+/** int8 weights [inner, out] that use all their range, and a scale for each output. */
+const int8Weights = (inner: number, out: number): [HostTensor, FloatTensor] => [
+  {
+    dtype: "int8",
+    shape: [inner, out],
+    data: Int8Array.from({ length: inner * out }, (_, i) => ((i * 89) % 255) - 127),
+  },
+  floats(
+    [out],
+    Float32Array.from({ length: out }, (_, i) => (i + 1) / 500),
+  ),
+];
+const linear8 = int8Weights(5, 4);
+const kernel8 = int8Weights(18, 3);
+const kernel1 = int8Weights(2, 3);
+const convolution8 = (kernel: number, stride: number, pad: number, size: number) => ({
+  kernel: [kernel, kernel],
+  strides: [stride, stride] as const,
+  pads: [pad, pad, pad, pad] as const,
+  shape: [2, 3, size, size],
+});
 
 const opCase = (
   name: string,
@@ -433,6 +458,41 @@ const cases: Case[] = [
     ],
     (q, k, v) => attention(q, k, v, { heads: 2, mask: ref.causalMask(3) }),
     (q, k, v) => ref.attention(q, k, v, 2, true),
+  ),
+  opCase(
+    "projectInt8",
+    [[2, 3, 5], [4]],
+    (x, b) => projectInt8(x, constant(linear8[0]), constant(linear8[1]), b),
+    (x, b) => ref.projectInt8(x, ref.fromTensor(linear8[0]), ref.fromTensor(linear8[1]), b),
+    { differentiable: false },
+  ),
+  opCase(
+    "projectInt8 without bias, of zeros",
+    [[3, 5]],
+    (x) => projectInt8(x.mul(0), constant(linear8[0]), constant(linear8[1])),
+    () => ref.full([3, 4], 0),
+    { differentiable: false },
+  ),
+  opCase(
+    "convInt8 3×3, padded",
+    [[2, 2, 4, 4], [3]],
+    (x, b) => convInt8(x, constant(kernel8[0]), constant(kernel8[1]), b, convolution8(3, 1, 1, 4)),
+    (x, b) => ref.convInt8(x, ref.fromTensor(kernel8[0]), ref.fromTensor(kernel8[1]), b, 3, 1, 1),
+    { differentiable: false },
+  ),
+  opCase(
+    "convInt8 3×3, stride 2, of what is never negative",
+    [[2, 2, 5, 5], [3]],
+    (x, b) => convInt8(x, constant(kernel8[0]), constant(kernel8[1]), b, convolution8(3, 2, 1, 3)),
+    (x, b) => ref.convInt8(x, ref.fromTensor(kernel8[0]), ref.fromTensor(kernel8[1]), b, 3, 2, 1),
+    { differentiable: false, range: [0.5, 1.5] },
+  ),
+  opCase(
+    "convInt8 1×1",
+    [[2, 2, 3, 3], [3]],
+    (x, b) => convInt8(x, constant(kernel1[0]), constant(kernel1[1]), b, convolution8(1, 1, 0, 3)),
+    (x, b) => ref.convInt8(x, ref.fromTensor(kernel1[0]), ref.fromTensor(kernel1[1]), b, 1, 1, 0),
+    { differentiable: false },
   ),
   opCase(
     "checkpoint",

@@ -156,6 +156,52 @@ export function conv(
     return sum;
   });
 }
+/** x rounded to 127 steps of the largest magnitude of its row, times an int8 matrix [K,O] with scales [O], + b. */
+export function projectInt8(x: Array, matrix: Array, scale: Array, b: Array): Array {
+  const rounded = make(x.shape, (i) => {
+    const row = globalThis.Array.from({ length: x.shape[x.shape.length - 1] }, (_, k) =>
+      at(x, i.with(-1, k)),
+    );
+    const step = Math.max(...row.map(Math.abs)) / 127;
+    return roundEven(at(x, i) / step) * step;
+  });
+  return map(
+    (y, bias) => y + bias,
+    matmul(
+      rounded,
+      map((w, s) => w * s, matrix, scale),
+    ),
+    b,
+  );
+}
+
+/** x rounded to 255 steps from its least to its largest value and 0, by an int8 kernel [k·k·C, O]. */
+export function convInt8(
+  x: Array,
+  matrix: Array,
+  scale: Array,
+  b: Array,
+  k: number,
+  stride: number,
+  pad: number,
+): Array {
+  const least = Math.min(0, ...x.data);
+  const step = (Math.max(0, ...x.data) - least) / 255;
+  const zero = roundEven(-least / step);
+  const rounded = map((v) => (Math.min(255, Math.max(0, roundEven(v / step) + zero)) - zero) * step, x);
+  const C = x.shape[1];
+  const w = make(
+    [scale.data.length, C, k, k],
+    ([o, c, p, q]) => at(matrix, [(p * k + q) * C + c, o]) * scale.data[o],
+  );
+  return conv(rounded, w, b, { strides: [stride, stride], pads: [pad, pad, pad, pad] });
+}
+
+function roundEven(x: number): number {
+  const down = Math.floor(x);
+  return x - down === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
+}
+
 /** Normalises runs of `size` elements, then scales along the last axis. */
 export function normalize(x: Array, scale: Array, bias: Array, size: number, eps: number): Array {
   const rows = standardize(reshape(x, [x.data.length / size, size]), eps);
