@@ -56,13 +56,23 @@ export function zeros(dtype: DType, shape: readonly number[]): HostTensor {
   return { dtype, shape: [...shape], data: new DTYPES[dtype].array(sizeOf(shape)) };
 }
 
+let table: Float32Array | undefined;
+
+/** The value of every binary16 number: a look-up takes a tenth of the arithmetic. */
+function halves(): Float32Array {
+  table ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => fromFloat16Bits(bits));
+  return table;
+}
+
 /** The values as JavaScript numbers in a float32 tensor, whatever the stored type. */
 export function toFloat32(t: HostTensor): FloatTensor {
   if (t.dtype === "float32") return t as FloatTensor;
   const out = new Float32Array(t.data.length);
   const { data } = t;
-  if (t.dtype === "float16") for (let i = 0; i < out.length; i++) out[i] = fromFloat16Bits(Number(data[i]));
-  else if (t.dtype === "bfloat16")
+  if (t.dtype === "float16") {
+    const values = halves();
+    for (let i = 0; i < out.length; i++) out[i] = values[Number(data[i])];
+  } else if (t.dtype === "bfloat16")
     for (let i = 0; i < out.length; i++) out[i] = fromBFloat16Bits(Number(data[i]));
   else for (let i = 0; i < out.length; i++) out[i] = Number(data[i]);
   return floats(t.shape, out);
