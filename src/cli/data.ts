@@ -1,9 +1,8 @@
 /** @file `fewstep data`: makes datasets. */
 
-import { homedir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import type { Command } from "commander";
+import { cacheFolder } from "../platform/index.ts";
 import { wholeNumber } from "./options.ts";
 import { startProgress } from "./progress.ts";
 
@@ -63,9 +62,4 @@ async function icons({ out, size, cache, json }: IconsOptions): Promise<void> {
   } finally {
     progress.stop();
   }
-}
-
-/** Where fetched files are kept between runs (XDG Base Directory Specification). */
-export function cacheFolder(): string {
-  return join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "fewstep");
 }

@@ -3,6 +3,7 @@
 import { createHash } from "node:crypto";
 import { createReadStream, existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { open, rename } from "node:fs/promises";
+import { homedir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
 import { pipeline } from "node:stream/promises";
@@ -32,28 +33,41 @@ export async function atomicWrite(path: string, ...parts: readonly Part[]): Prom
  * any failure nothing is left.
  */
 export async function atomically(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
+  await withTemporary(path, async (temporary) => {
+    await make(temporary);
+    await rename(temporary, path);
+  });
+}
+
+/** Lets `use` have a temporary name beside `path`; what is there afterwards is removed. Creates the folder above. */
+export async function withTemporary<T>(path: string, use: (temporary: string) => Promise<T>): Promise<T> {
   makeFolder(dirname(path));
   const temporary = `${path}.${process.pid}-${count++}.tmp`;
   unfinished.add(temporary);
   try {
-    await make(temporary);
-    await rename(temporary, path);
+    return await use(temporary);
   } catch (error) {
-    rmSync(temporary, { force: true, recursive: true });
     const { code } = error as NodeJS.ErrnoException;
     if (code === "ENOSPC")
       throw new Error(`${path}: the disk is full; nothing was written`, { cause: error });
     throw error;
   } finally {
+    rmSync(temporary, { force: true, recursive: true });
     unfinished.delete(temporary);
   }
 }
 
-/** SHA-256 of a file's content, in hexadecimal. */
-export async function fileHash(path: string): Promise<string> {
+/** SHA-256 of a file's content from byte `start` on, in hexadecimal. */
+export async function fileHash(path: string, start = 0): Promise<string> {
   const hash = createHash("sha256");
-  await pipeline(createReadStream(path), hash);
+  await pipeline(createReadStream(path, { start, highWaterMark: 1 << 20 }), hash);
   return hash.digest("hex");
+}
+
+/** Where what was fetched or computed is kept: `FEWSTEP_CACHE`, by default fewstep in the user's cache folder. */
+export function cacheFolder(): string {
+  const { FEWSTEP_CACHE, XDG_CACHE_HOME } = process.env;
+  return FEWSTEP_CACHE || join(XDG_CACHE_HOME || join(homedir(), ".cache"), "fewstep");
 }
 
 /** Makes a folder and those above it. Node's `recursive` runs for ever where the system makes none, as in /proc. */

@@ -1,13 +1,16 @@
 export {
   atomically,
   atomicWrite,
+  cacheFolder,
   fileHash,
   isAlive,
   makeFolder,
   removeAbandoned,
   removeUnfinished,
+  withTemporary,
 } from "./files.ts";
 export { encodeLossy, encodePng, type Picture, readPlanes, writePlanes } from "./image.ts";
+export { availableMemory } from "./memory.ts";
 export { formatParameters, parseParameters } from "./parameters.ts";
 export { platform } from "./platform.ts";
 export { addPngText, isPng, readPng } from "./png.ts";
