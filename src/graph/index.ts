@@ -1,4 +1,5 @@
 export * from "./dim.ts";
 export * from "./grad.ts";
 export * from "./graph.ts";
+export { peakBytes } from "./memory.ts";
 export * from "./value.ts";

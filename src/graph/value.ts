@@ -60,6 +60,8 @@ export interface OpDef {
   onnx(emit: Emit, inputs: readonly string[], y: Value): string[];
   /** Multiplications and additions of a product over static shapes; absent for cheap operators. */
   flops?(y: Value): number;
+  /** Bytes beside inputs and outputs while it runs, where they count. */
+  scratch?(y: Value): Dim;
   /** A product of x, w [out, ...] and perhaps b [out], whose weight may be int8 instead. */
   readonly int8?: Int8Product;
   /** Leaves (inputs, parameters, constants) have no inputs and are known by name or content. */

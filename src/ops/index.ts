@@ -17,6 +17,6 @@ export { type ConvOptions, conv } from "./conv.ts";
 export { equal, less, relu, scalar, where } from "./elementwise.ts";
 export { convInt8, projectInt8 } from "./int8.ts";
 export { gatherTokens, gemm, project } from "./matmul.ts";
-export { concat, gather, resizeNearest } from "./movement.ts";
+export { concat, gather, resizeNearest, rowsOf } from "./movement.ts";
 export * from "./norm.ts";
 export { logSoftmax } from "./reduce.ts";

@@ -4,7 +4,16 @@
  * B batch, K inner width, O outputs, k kernel.
  */
 
-import { apply, type Emit, type OpDef, output, type Shape, typeText, type Value } from "../graph/index.ts";
+import {
+  apply,
+  type Emit,
+  type OpDef,
+  output,
+  type Shape,
+  sizeDim,
+  typeText,
+  type Value,
+} from "../graph/index.ts";
 import { floats, type HostTensor, ints } from "../tensor/index.ts";
 
 const CONTRIB = { domain: "com.microsoft" };
@@ -74,6 +83,8 @@ export interface ConvInt8Options {
 const convOp: OpDef = {
   name: "ConvInt8",
   infer: (_, attrs) => ({ dtype: "float32", shape: attrs.shape as Shape }),
+  // the input under each position, in pieces and together
+  scratch: ({ shape: [B, , h, w], inputs: [, matrix] }) => sizeDim([2, B, h, w, matrix.shape[0]]),
   onnx: (emit, [x, matrix, scale, bias], y) => {
     const [pixels] = emit.node("Transpose", [x], { perm: [0, 2, 3, 1] });
     const [q, unit, zero] = emit.node("DynamicQuantizeLinear", [pixels], {}, { outputs: 3 });

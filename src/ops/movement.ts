@@ -83,6 +83,12 @@ const sliceOp: OpDef = {
   },
 };
 
+/** Which rows of which value `v` is, when it is `slice(0, …)`. */
+export function rowsOf(v: Value): { of: Value; from: number; to: number } | undefined {
+  const { axis, start, end, step } = v.attrs as { axis: number; start: number; end: number; step: number };
+  return v.op === sliceOp && axis === 0 && step === 1 ? { of: v.inputs[0], from: start, to: end } : undefined;
+}
+
 function sliceSymbolic(dim: Dim, start: number, end: number, step: number): Dim {
   if (step !== 1 || start < 0)
     throw new Error(`Slice: a symbolic dimension ${dim} takes start ≥ 0 and step 1`);
