@@ -20,6 +20,7 @@ const BUDGET: Record<string, number> = {
   tokenizers: 400,
   samplers: 550,
   runtime: 600,
+  quantize: 500,
   nn: 350,
   models: 850,
   pipelines: 3100,
