@@ -3,7 +3,8 @@
  * [out, width], width = in·k·k; r rank.
  */
 
-import type { Init, Value } from "../graph/index.ts";
+import { apply, type Init, type Value } from "../graph/index.ts";
+import { conv, project, rowsOf } from "../ops/index.ts";
 import { sizeOf } from "../tensor/index.ts";
 import { fanIn } from "./layers.ts";
 import type { Scope } from "./scope.ts";
@@ -73,6 +74,24 @@ export function changedScope(p: Scope, changes: (name: string) => readonly Chang
       return found.reduce((sum, change) => sum.add(changeOf(weight, shape, change)), weight);
     },
   };
+}
+
+/**
+ * What a product without magnitude adds to the output of a layer whose weight it is not added to:
+ * strength · scale · up(down(x)).
+ * @param y the layer's product, of x and a weight or of rows of one.
+ */
+export function changeBranch(y: Value, { factor, scale, strength }: Change): Value {
+  const [x, weight] = y.inputs;
+  const rows = rowsOf(weight);
+  const [up, down] = [factor("up"), factor("down")];
+  const [r] = down.shape;
+  const [, ...rest] = weight.shape;
+  const h = apply(y.op, [x, down.reshape([r, ...rest])], y.attrs); // the layer itself, with r outputs
+  const own = rows ? up.slice(0, rows.from, rows.to) : up;
+  const kernel = rest.slice(1).map(() => 1);
+  const added = kernel.length > 0 ? conv(h, own.reshape([own.shape[0], r, ...kernel])) : project(h, own);
+  return added.mul(typeof strength === "number" ? strength * scale : strength.mul(scale));
 }
 
 function changeOf(weight: Value, shape: readonly number[], change: Change): Value {
