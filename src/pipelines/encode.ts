@@ -3,7 +3,7 @@
  * of one where it says so.
  */
 
-import { type FloatTensor, floats, ints } from "../tensor/index.ts";
+import { type FloatTensor, floats, type HostTensor, ints } from "../tensor/index.ts";
 import { type Chunk, chunkPrompt, type PromptWeighting } from "../tokenizers/index.ts";
 import type { Components } from "./components.ts";
 import type { Adapted } from "./layout.ts";
@@ -47,17 +47,7 @@ export async function encodePrompts(
   const groups = prompts.map(rowsOf);
   const rows = groups.flat();
   const needsEmpty = promptWeighting === "comfy" && rows.some((row) => row.some(isWeighted));
-  const [first, second] = encoders.tokenizers.map((t, i) =>
-    t.batch([...rows, ...(needsEmpty ? [empty] : [])].map((row) => row[i].ids)),
-  );
-  const out = await program.run({
-    ids: first.ids,
-    end: first.end,
-    layer: ints([1], [layers[0]]),
-    ids_2: second.ids,
-    end_2: second.end,
-    layer_2: ints([1], [layers[1]]),
-  });
+  const out = await program.run(feedsOf(encoders, [...rows, ...(needsEmpty ? [empty] : [])], layers));
   const { hidden, pooled } = out as Record<"hidden" | "pooled", FloatTensor>;
   const [, T, D] = hidden.shape;
   const P = pooled.shape[1];
@@ -83,6 +73,26 @@ export async function encodePrompts(
       pooled: floats([1, P], pooled.data.slice(start * P, (start + 1) * P)),
     };
   });
+}
+
+/** What the encoders take for the first chunk of some prompts. */
+export function firstChunks(encoders: Encoders, prompts: readonly string[]): Record<string, HostTensor> {
+  const rows = prompts.map((prompt) =>
+    encoders.tokenizers.map((t) => chunkPrompt(t, prompt, "none").chunks[0]),
+  );
+  return feedsOf(encoders, rows, layersAfter(encoders, 0));
+}
+
+function feedsOf({ tokenizers }: Encoders, rows: readonly Row[], layers: readonly number[]) {
+  const [first, second] = tokenizers.map((t, i) => t.batch(rows.map((row) => row[i].ids)));
+  return {
+    ids: first.ids,
+    end: first.end,
+    layer: ints([1], [layers[0]]),
+    ids_2: second.ids,
+    end_2: second.end,
+    layer_2: ints([1], [layers[1]]),
+  };
 }
 
 /** The most that can be skipped: what is left are the embeddings. */

@@ -138,6 +138,8 @@ export async function sourceOf(paths: readonly string[]): Promise<WeightSource> 
 /** What `compile` needs to run a graph on the weights of files. */
 export class PlacedWeights {
   readonly weights = new Map<string, TensorEntry | HostTensor>();
+  /** The files. */
+  readonly paths = new Set<string>();
 
   /** @throws a sentence that names a tensor which cannot be a weight. */
   add(path: string, tensors: ReadonlyMap<string, TensorEntry | HostTensor>): void {
@@ -145,6 +147,7 @@ export class PlacedWeights {
       if (!t.dtype.includes("float"))
         throw new Error(`${path}: ${name} is ${t.dtype}; weights are float32, float16 or bfloat16`);
       this.weights.set(name, t);
+      this.paths.add("path" in t ? t.path : path);
     }
   }
 }

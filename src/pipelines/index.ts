@@ -7,7 +7,9 @@ export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsO
 export { describeModel, type ModelDescription, type ModelInfo } from "./info.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
 export { addedStrengths, loraFolder, loraTags, promptLoras, resolveTags } from "./lora_tags.ts";
+export { type MemoryPlan, planText } from "./memory.ts";
 export { GeneratedPicture, type PictureSettings } from "./picture.ts";
+export { PRECISIONS, type Precision } from "./precision.ts";
 export {
   copyComponent,
   copyTokenizer,

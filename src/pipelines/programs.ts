@@ -2,15 +2,30 @@
 
 import { type Graph, graph, input, parametersOf, symbol } from "../graph/index.ts";
 import { clipText, clipTextWithProjection, unet } from "../models/index.ts";
-import { changedScope, rootScope, type Scope } from "../nn/index.ts";
+import { type Change, changeBranch, changedScope, rootScope, type Scope } from "../nn/index.ts";
 import { concat, gather } from "../ops/index.ts";
+import { int8Network, weightOfKey, withInt8 } from "../quantize/index.ts";
 import { type CompileOptions, compile, type Program } from "../runtime/index.ts";
+import { readSource, tensorSource } from "../weights/index.ts";
 import { fixedChanges, type LoadedLora, type Part, placeFactors } from "./adapters.ts";
 import type { Components } from "./components.ts";
-import { type PlacedWeights, weightsOf } from "./folder.ts";
+import { firstChunks } from "./encode.ts";
+import { PlacedWeights, weightsOf } from "./folder.ts";
 import { type Layout, layoutChanges } from "./layout.ts";
+import {
+  int8Path,
+  type PrecisionOptions,
+  precisionOf,
+  SAMPLE_PROMPTS,
+  SAMPLE_SIDE,
+  unetSamples,
+} from "./precision.ts";
+import type { Prompt } from "./prompts.ts";
 
-export type Run = Pick<CompileOptions, "device" | "threads">;
+export interface Run extends Pick<CompileOptions, "threads">, PrecisionOptions {
+  /** The text encoders' outputs, on which int8 layers of the UNet are measured. */
+  encode?(prompts: readonly string[]): Promise<Prompt>;
+}
 
 /**
  * Token ids and end positions of both tokenizers → `hidden` [B,T,D] of both encoders, and `pooled` [B,P]. `layer` and
@@ -32,20 +47,29 @@ function textGraph({ text, tokenizers }: Components, root: Scope): Graph {
   return graph({ hidden: concat(hidden, 2), pooled: second.textEmbeds, pooled_1: first.pooled });
 }
 
-/** `sample` [B,4,h,w], `timestep` [B], `hidden`, `pooled` and `time_ids` [B,6] → `prediction` [B,4,h,w]. */
-function unetGraph({ unet: config, text }: Components, scope: Scope): Graph {
-  const [B, H, W] = ["B", "H", "W"].map(symbol);
+/**
+ * `sample` [B,4,h,w], `timestep` [B], `hidden`, `pooled` and `time_ids` [B,6] → `prediction` [B,4,h,w].
+ * @param side of the latents, with one chunk of text; default any, with any text.
+ */
+function unetGraph({ unet: config, text, tokenizers }: Components, scope: Scope, side?: number): Graph {
+  const B = symbol("B");
+  const [H, W] = side === undefined ? [symbol("H"), symbol("W")] : [side, side];
+  const T = side === undefined ? symbol("T") : tokenizers[0].maxLength;
   const prediction = unet(scope, config, {
     sample: input("sample", "float32", [B, config.in_channels, H, W]),
     timestep: input("timestep", "float32", [B]),
-    encoderHiddenStates: input("hidden", "float32", [B, symbol("T"), config.cross_attention_dim]),
+    encoderHiddenStates: input("hidden", "float32", [B, T, config.cross_attention_dim]),
     textEmbeds: input("pooled", "float32", [B, text[1].projection_dim]),
     timeIds: input("time_ids", "float32", [B, 6]),
   });
   return graph({ prediction });
 }
 
-const GRAPHS = { text: textGraph, unet: unetGraph } as const;
+/** The network of a part. */
+export const GRAPHS: Readonly<Record<Part, (model: Components, scope: Scope) => Graph>> = {
+  text: textGraph,
+  unet: unetGraph,
+};
 
 /** Shapes of a part's parameters by name; those of the text encoders are below `1.` and `2.` */
 export function partShapes(part: Part, model: Components): Map<string, readonly number[]> {
@@ -53,18 +77,60 @@ export function partShapes(part: Part, model: Components): Map<string, readonly 
   return new Map(parameters.map(({ name, shape }) => [name, shape]));
 }
 
-async function partWeights(
-  part: Part,
-  model: Components,
-  fixed: readonly LoadedLora[],
-): Promise<PlacedWeights> {
+async function partWeights(part: Part, model: Components): Promise<PlacedWeights> {
   const sources: Parameters<typeof weightsOf>[1] =
     part === "unet"
       ? { "": await model.weights("unet") }
       : { "1.": await model.weights("text_encoder"), "2.": await model.weights("text_encoder_2") };
-  const placed = await weightsOf(GRAPHS[part](model, rootScope()), sources);
-  placeFactors(placed, part, fixed);
-  return placed;
+  return weightsOf(GRAPHS[part](model, rootScope()), sources);
+}
+
+/**
+ * A network with int8 layers and changes. Those of int8 weights are branches beside their layers.
+ * @throws for changes of these that are not low-rank.
+ */
+function int8Graph(
+  build: (scope: Scope) => Graph,
+  layers: ReadonlySet<string>,
+  changes: (name: string) => readonly Change[],
+): Graph {
+  const int8 = new Set([...layers].map(weightOfKey));
+  const g = build(changedScope(rootScope(), (name) => (int8.has(name) ? [] : changes(name))));
+  return withInt8(g, layers, ({ weight }, y) => {
+    const branches = (int8.has(weight) ? changes(weight) : []).map((change) => {
+      if (change.kind === "product" && !change.magnitude) return changeBranch(y, change);
+      throw new Error(`${weight} is int8, where an adapter can be a plain LoRA only; others need precision fp32`);
+    });
+    return branches.length > 0 ? branches.reduce((a, b) => a.add(b)) : undefined;
+  });
+}
+
+/** The part on int8 weights. */
+async function int8Part(part: Part, model: Components, run: Run): Promise<Kept> {
+  const { weights, paths } = await partWeights(part, model);
+  const graph = GRAPHS[part](model, rootScope());
+  const side = Math.min(SAMPLE_SIDE, model.unet.sample_size ?? SAMPLE_SIDE);
+  const isText = part === "text";
+  const sources = [...paths];
+  return int8Network({
+    what: isText ? "text encoders" : "UNet",
+    path: int8Path(model, part, sources),
+    graph,
+    sized: isText ? graph : unetGraph(model, rootScope(), side),
+    samples: async () =>
+      isText
+        ? [firstChunks(model, SAMPLE_PROMPTS)]
+        : unetSamples(model, side, await run.encode!(SAMPLE_PROMPTS)),
+    sources,
+    read: (name) => readSource(tensorSource(weights.get(name)!)),
+    choices: run.choices,
+    onNotice: run.onNotice,
+  });
+}
+
+/** Weights of a part, and which layers of it are int8. */
+interface Kept extends Pick<PlacedWeights, "weights"> {
+  layers?: ReadonlySet<string>;
 }
 
 /**
@@ -77,14 +143,23 @@ export function partCompiler(
   fixed: readonly LoadedLora[],
   run: Run,
 ): (layout?: Layout) => Promise<Program> {
-  let kept: PlacedWeights | undefined;
+  const { device, threads } = run;
+  const isInt8 = precisionOf(part, GRAPHS[part](model, rootScope()), run) === "int8";
+  let kept: Kept | undefined;
   return async (layout) => {
-    kept ??= await partWeights(part, model, fixed);
-    const scope = changedScope(rootScope(), (name) => [
+    kept ??= await (isInt8 ? int8Part(part, model, run) : partWeights(part, model));
+    const { weights, layers } = kept;
+    const factors = new PlacedWeights();
+    placeFactors(factors, part, fixed);
+    const changes = (name: string): Change[] => [
       ...fixedChanges(part, fixed, name),
       ...(layout ? layoutChanges(layout, name) : []),
-    ]);
-    return compile(GRAPHS[part](model, scope), { ...kept, ...run });
+    ];
+    const build = (scope: Scope) => GRAPHS[part](model, scope);
+    const g = layers
+      ? int8Graph(build, layers, changes)
+      : build(changedScope(rootScope(), changes));
+    return compile(g, { weights: new Map([...weights, ...factors.weights]), device, threads });
   };
 }
 
@@ -92,9 +167,13 @@ export function partCompiler(
 const ENCODER = /^(encoder|quant_conv)\./;
 
 /** `latents` [B,4,h,w], not scaled → `pictures` [B,3,H,W]. */
-export async function compileVae(model: Components, run: Run): Promise<Program> {
+export async function compileVae(model: Components, { device, threads }: Run): Promise<Program> {
+  const g = vaeGraph(model);
+  return compile(g, { ...(await weightsOf(g, { "": await model.weights("vae") }, ENCODER)), device, threads });
+}
+
+export function vaeGraph({ vae }: Pick<Components, "vae">): Graph {
   const [B, H, W] = ["B", "H", "W"].map(symbol);
-  const latents = input("latents", "float32", [B, model.vae.latentChannels, H, W]);
-  const g = graph({ pictures: model.vae.decode(rootScope(), latents) });
-  return compile(g, { ...(await weightsOf(g, { "": await model.weights("vae") }, ENCODER)), ...run });
+  const latents = input("latents", "float32", [B, vae.latentChannels, H, W]);
+  return graph({ pictures: vae.decode(rootScope(), latents) });
 }

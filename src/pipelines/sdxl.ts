@@ -4,8 +4,8 @@
 
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { type Picture, readPlanes } from "../platform/index.ts";
-import type { Device, Program } from "../runtime/index.ts";
+import { availableMemory, type Picture, readPlanes } from "../platform/index.ts";
+import type { Program } from "../runtime/index.ts";
 import {
   guide,
   type NoiseRule,
@@ -28,21 +28,23 @@ import {
   readComponents,
 } from "./components.ts";
 import { type SizeConditioning, sizesIn, timeIds } from "./conditioning.ts";
-import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.ts";
+import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts, firstChunks } from "./encode.ts";
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
 import { AdaptableProgram, type Adapted } from "./layout.ts";
 import { LoraLibrary } from "./library.ts";
 import { addedStrengths, loraTags, promptLoras } from "./lora_tags.ts";
+import { checkMemory, type MemoryPlan, memoryPlanner, type PlanSize } from "./memory.ts";
 import { GeneratedPicture } from "./picture.ts";
+import type { PrecisionOptions } from "./precision.ts";
 import { type LatentRgb, latentPicture, latentRgb } from "./preview.ts";
 import { compileVae, partCompiler } from "./programs.ts";
 import { eachRow, joinedPrompts, type Prompt, type PromptCache, promptCacheOf } from "./prompts.ts";
 import { tiledDecode, tilesFor, type VaeTiling } from "./tiling.ts";
 
-export interface LoadOptions extends ComponentOptions {
-  /** Default "cpu". */
-  device?: Device;
+export interface LoadOptions extends ComponentOptions, PrecisionOptions {
+  /** Bytes that may be used; default what is free. Counts on the CPU alone. */
+  memoryLimit?: number;
   /** Threads of a program; default all cores. */
   threads?: number;
   /** Prompts whose encoding is kept for the next time; default 0. */
@@ -135,6 +137,13 @@ interface Wish {
   loras: readonly LoadedLora[];
 }
 
+/** One picture as the model is used to. */
+function usualSize(parts: Components): PlanSize {
+  const { sampleSize, vaeScaleFactor } = modelInfo(parts);
+  const side = sampleSize * vaeScaleFactor;
+  return { width: side, height: side, batch: 1, rows: 1, tiling: "auto" };
+}
+
 /** Folder of the model that comes with the package. */
 export function bundledModel(): string {
   const here = new URL(".", import.meta.url);
@@ -160,6 +169,9 @@ export class SDXL implements AsyncDisposable {
   private readonly vaeProgram: Program;
   private readonly known?: PromptCache;
   private latentRgb?: Promise<LatentRgb>;
+  private readonly plan: ReturnType<typeof memoryPlanner>;
+  /** Bytes that there were before loading; undefined where they are not known. */
+  private readonly memory?: number;
   private readonly fixedWarnings: readonly string[];
   /** Of the last pictures. */
   private last: Wish;
@@ -169,8 +181,11 @@ export class SDXL implements AsyncDisposable {
     fixed: readonly LoadedLora[],
     library: LoraLibrary,
     [text, unetProgram, vae]: readonly [AdaptableProgram, AdaptableProgram, Program],
+    memory: { plan: ReturnType<typeof memoryPlanner>; available?: number },
     { promptCache = 0, loraFolder }: Pick<LoadOptions, "promptCache" | "loraFolder">,
   ) {
+    this.plan = memory.plan;
+    this.memory = memory.available;
     this.parts = parts;
     this.loraFolder = loraFolder;
     this.library = library;
@@ -186,25 +201,43 @@ export class SDXL implements AsyncDisposable {
   /**
    * Loads a model folder in diffusers layout, a single-file checkpoint, or a model of the hub that was pulled
    * (`org/name`); by default the bundled model.
-   * @throws one sentence when a component is missing or does not fit its config.
+   * @throws one sentence when a component is missing or does not fit its config, or memory is short.
    */
   static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
-    const { device = "cpu", threads, promptCache, loraFolder, onLoad, ...rest } = options;
+    const { device = "cpu", threads, promptCache, loraFolder, onLoad, memoryLimit, ...rest } = options;
+    const { precision, large, choices, onNotice } = rest;
     const parts = await readComponents(model, rest);
     const library = new LoraLibrary(parts);
     const fixed = await Promise.all(parts.loras.map((lora) => library.place(lora)));
-    const run = { device, threads };
+    const run = { device, threads, precision, large, choices, onNotice };
+    const plan = memoryPlanner(parts, run);
+    const available = device === "cpu" ? (memoryLimit ?? availableMemory()) : undefined;
+    if (available !== undefined)
+      checkMemory(plan(usualSize(parts)), available, "loading", `loading ${parts.name}`);
     const loading = (name: LoadedPart["name"], i: number): void => onLoad?.({ name, i, total: 3 });
     loading("text encoders", 0);
     const text = await AdaptableProgram.create("text", partCompiler("text", parts, fixed, run));
     loading("UNet", 1);
-    const unet = await AdaptableProgram.create("unet", partCompiler("unet", parts, fixed, run));
+    const encode = async (prompts: readonly string[]): Promise<Prompt> => {
+      await using program = await text.with([]);
+      return (await program.run(firstChunks(parts, prompts))) as unknown as Prompt;
+    };
+    const compile = partCompiler("unet", parts, fixed, { ...run, encode });
+    const unet = await AdaptableProgram.create("unet", compile);
     loading("VAE", 2);
     const programs = [text, unet, await compileVae(parts, run)] as const;
-    const sdxl = new SDXL(parts, fixed, library, programs, { promptCache, loraFolder });
+    const memory = { plan, available };
+    const sdxl = new SDXL(parts, fixed, library, programs, memory, { promptCache, loraFolder });
     sdxl.timings.load = (performance.now() - started) / 1000;
     return sdxl;
+  }
+
+  /** What memory pictures of some size take, estimated. */
+  memoryPlan(options: GenerateOptions = {}): MemoryPlan {
+    const { batch, guidance } = this.settings(options, this.parts);
+    const { vaeTiling: tiling = "auto" } = options;
+    return this.plan({ ...this.size(options), batch, rows: guidance > 1 ? 2 * batch : batch, tiling });
   }
 
   /** What these options and this prompt may get wrong, one sentence each; with the adapters of the last pictures. */
@@ -282,6 +315,10 @@ export class SDXL implements AsyncDisposable {
     const { width, height } = this.size(options);
     let started = performance.now();
     const batch = prompts.length * each;
+    if (this.memory !== undefined) {
+      const plan = this.memoryPlan({ ...options, batch });
+      checkMemory(plan, this.memory, "drawing", `a picture of ${width}×${height}`);
+    }
     const ids = timeIds(options, [height, width]);
     const told = (encoded: Prompt, timeIds: readonly number[]): Condition => ({
       ...encoded,

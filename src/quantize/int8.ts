@@ -38,7 +38,7 @@ export interface Int8Network {
   /** Keys of the layers that are int8, for `withInt8`. */
   layers: ReadonlySet<string>;
   /** What the network runs on. */
-  weights: ReadonlyMap<string, TensorEntry>;
+  weights: Map<string, TensorEntry>;
 }
 
 /** @throws one sentence when the file cannot be written. */
@@ -83,11 +83,11 @@ async function nearness(
 }
 
 /** Where the parameters of a graph lie in the file. @throws when it has others. */
-async function entriesFor(path: string, g: Graph): Promise<ReadonlyMap<string, TensorEntry>> {
+async function entriesFor(path: string, g: Graph): Promise<Map<string, TensorEntry>> {
   await using file = await SafetensorsFile.open(path);
   const shapes = parametersOf(g).map(({ name, shape }) => [name, shape] as const);
   matchKeys(path, Object.fromEntries(shapes), Object.fromEntries(file.entries));
-  return file.entries;
+  return new Map(file.entries);
 }
 
 function noticeOf(reason: Unusable["reason"], what: string, path: string): string {
