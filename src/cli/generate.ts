@@ -6,6 +6,7 @@ import { type Command, Option } from "commander";
 import type {
   GeneratedPicture,
   LoadedPart,
+  Precision,
   PromptWeighting,
   SizeConditioning,
   VaeTiling,
@@ -17,10 +18,12 @@ import { outputTarget, picturePaths, type Target } from "./files.ts";
 import {
   collectLora,
   numberFrom,
+  parseBytes,
   parseCorner,
   parseSeed,
   parseSize,
   parseToldSize,
+  precisionOption,
   type Size,
   wholeNumber,
 } from "./options.ts";
@@ -46,10 +49,13 @@ interface GenerateOptions extends SizeConditioning {
   lora?: Record<string, number>;
   loraDir?: string;
   device: "cpu" | "webgpu" | "cuda";
+  precision: Precision;
+  memoryLimit?: number;
   out?: string;
   show: Display | "auto";
   json?: boolean;
   quiet?: boolean;
+  verbose?: boolean;
 }
 
 export function generateCommand(program: Command): void {
@@ -104,10 +110,13 @@ export function generateCommand(program: Command): void {
     .option("--lora <file[:strength]>", "adapter, a file or folder; may be given more than once", collectLora)
     .option("--lora-dir <folder>", "of adapters that the prompt may name: <lora:name:0.8>")
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
+    .addOption(precisionOption())
+    .option("--memory-limit <size>", 'that may be used, "8G" (default: what is free)', parseBytes)
     .option("--out <path>", "file.png, or a folder/ (default: named after prompt and seed)")
     .addOption(new Option("--show <how>", "in the terminal").choices(["auto", ...DISPLAYS]).default("auto"))
     .option("--json", "print one JSON object and nothing else")
     .option("--quiet", "print file names only")
+    .option("--verbose", "tell what memory is needed for")
     .action(generate);
 }
 
@@ -121,15 +130,19 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
   const progress = await startProgress(!options.json && !options.quiet);
   try {
     const { SDXL, bundledModel } = await library();
-    const { addedStrengths, promptLoras } = await pipelines();
+    const { addedStrengths, planText, promptLoras } = await pipelines();
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
-    const { unet, vae, lora, steps: count } = options;
+    const { unet, vae, lora, steps: count, precision, memoryLimit } = options;
     const { prompts, loras: named } = await promptLoras([words.join(" ")], options.loraDir);
     const loras = Object.keys(named).length > 0 ? addedStrengths(lora ?? {}, named) : lora;
     const [prompt] = prompts;
+    const say = (sentence: string): void => {
+      if (!options.json && !options.quiet) console.error(`fewstep: ${sentence}`);
+    };
     const onLoad = ({ name, i, total }: LoadedPart): void => progress.update(`loading the ${name}`, i, total);
-    await using sdxl = await SDXL.load(folder, { device, unet, vae, loras, steps: count, onLoad });
+    const how = { device, precision, memoryLimit, onNotice: say, onLoad };
+    await using sdxl = await SDXL.load(folder, { ...how, unet, vae, loras, steps: count });
     const { defaults } = sdxl.info;
     const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;
     const { schedule = defaults.schedule } = options;
@@ -142,7 +155,10 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
       ...{ negativeOriginalSize, negativeCropsCoordsTopLeft, negativeTargetSize },
     };
     const warnings = sdxl.warnings({ steps, guidance, negativePrompt: negative, promptWeighting }, prompt);
-    if (!options.json && !options.quiet) for (const warning of warnings) console.error(`fewstep: ${warning}`);
+    for (const warning of warnings) say(warning);
+    if (options.verbose)
+      for (const line of planText(sdxl.memoryPlan({ guidance, width, height, batch, vaeTiling })))
+        console.error(`memory: ${line}`);
     const onStep = (step: { i: number; total: number }): void =>
       progress.update("denoising", step.i + 1, step.total);
     const settings = { steps, guidance, guidanceRescale, sampler, schedule, width, height, ...told };

@@ -1,6 +1,6 @@
 /** @file Parsers for option values: each accepts one range and says so when the value is outside. */
 
-import { InvalidArgumentError } from "commander";
+import { InvalidArgumentError, Option } from "commander";
 
 const MAX_SEED = 2n ** 64n - 1n;
 /** Pixels. Activations of larger pictures fit no memory. */
@@ -70,6 +70,13 @@ export function parseCorner(text: string): [top: number, left: number] {
   return [Number(top), Number(left)];
 }
 
+/** `800M`, `4G`; plain numbers are bytes. */
+export function parseBytes(text: string): number {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?$/i.exec(text.trim()) ?? [];
+  if (number === undefined) throw new InvalidArgumentError('Give a size such as "800M" or "4G".');
+  return Number(number) * 1024 ** " KMGT".indexOf(unit.toUpperCase() || " ");
+}
+
 /** `file.safetensors`, `folder` or `folder:0.8`, added to those given before; 1 is the strength that it was trained at. */
 export function collectLora(
   text: string,
@@ -82,4 +89,10 @@ export function collectLora(
     throw new InvalidArgumentError('The strength is not a number; give "file.safetensors:0.8".');
   if (Object.hasOwn(before, file)) throw new InvalidArgumentError("This file is given twice.");
   return { ...before, [file]: strength };
+}
+
+/** In which networks run; the names are those of the library, which is loaded later. */
+export function precisionOption(): Option {
+  const described = "of the networks; auto is int8 for large ones on a CPU";
+  return new Option("--precision <name>", described).choices(["auto", "fp32", "int8"]).default("auto");
 }

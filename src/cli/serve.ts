@@ -2,10 +2,11 @@
 
 import { availableParallelism } from "node:os";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import type { Precision } from "../pipelines/index.ts";
 import type { Device } from "../runtime/index.ts";
 import { interruptSignal } from "./cleanup.ts";
 import { UsageError } from "./errors.ts";
-import { numberFrom, wholeNumber } from "./options.ts";
+import { numberFrom, parseBytes, precisionOption, wholeNumber } from "./options.ts";
 
 interface ServeCommand {
   port: number;
@@ -14,6 +15,7 @@ interface ServeCommand {
   lora: string[];
   loraDir?: string;
   device: Device;
+  precision: Precision;
   token?: string;
   concurrency: number;
   queueLimit: number;
@@ -34,6 +36,7 @@ export function serveCommand(program: Command): void {
     .option("--lora <name=file>", "adapter that may be asked for; repeatable", collect, [])
     .option("--lora-dir <folder>", "of more adapters, named after their files")
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
+    .addOption(precisionOption())
     .addOption(
       new Option("--token <text>", "wanted of clients, as a bearer token")
         .env("FEWSTEP_TOKEN")
@@ -106,11 +109,4 @@ function origins(text: string, before: readonly string[]): string[] {
 function parseToken(text: string): string {
   if (/^[\x21-\x7e]+$/.test(text)) return text;
   throw new InvalidArgumentError("Give letters, digits and punctuation, without spaces.");
-}
-
-/** `800M`, `4G`; plain numbers are bytes. */
-export function parseBytes(text: string): number {
-  const [, number, unit] = /^(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?$/i.exec(text.trim()) ?? [];
-  if (number === undefined) throw new InvalidArgumentError('Give a size such as "800M" or "4G".');
-  return Number(number) * 1024 ** " KMGT".indexOf(unit.toUpperCase() || " ");
 }

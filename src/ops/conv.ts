@@ -32,7 +32,7 @@ const convOp: OpDef = {
     const { strides, pads, group } = attrs as unknown as Required<ConvOptions>;
     if (x.rank !== 4 || w.rank !== 4)
       throw new Error(`Conv: expected NCHW, got ${typeText(x)} and ${typeText(w)}`);
-    const needs = (w.shape[1] as number) * group;
+    const needs = group === 1 ? w.shape[1] : (w.shape[1] as number) * group; // any number of them
     if (x.shape[1] !== needs)
       throw new Error(`Conv: weight ${typeText(w)} needs ${needs} channels, x is ${typeText(x)}`);
     if (b && b.shape[0] !== w.shape[0])

@@ -99,7 +99,9 @@ function int8Graph(
   return withInt8(g, layers, ({ weight }, y) => {
     const branches = (int8.has(weight) ? changes(weight) : []).map((change) => {
       if (change.kind === "product" && !change.magnitude) return changeBranch(y, change);
-      throw new Error(`${weight} is int8, where an adapter can be a plain LoRA only; others need precision fp32`);
+      throw new Error(
+        `${weight} is int8, where an adapter can be a plain LoRA only; others need precision fp32`,
+      );
     });
     return branches.length > 0 ? branches.reduce((a, b) => a.add(b)) : undefined;
   });
@@ -156,9 +158,7 @@ export function partCompiler(
       ...(layout ? layoutChanges(layout, name) : []),
     ];
     const build = (scope: Scope) => GRAPHS[part](model, scope);
-    const g = layers
-      ? int8Graph(build, layers, changes)
-      : build(changedScope(rootScope(), changes));
+    const g = layers ? int8Graph(build, layers, changes) : build(changedScope(rootScope(), changes));
     return compile(g, { weights: new Map([...weights, ...factors.weights]), device, threads });
   };
 }
@@ -169,7 +169,11 @@ const ENCODER = /^(encoder|quant_conv)\./;
 /** `latents` [B,4,h,w], not scaled → `pictures` [B,3,H,W]. */
 export async function compileVae(model: Components, { device, threads }: Run): Promise<Program> {
   const g = vaeGraph(model);
-  return compile(g, { ...(await weightsOf(g, { "": await model.weights("vae") }, ENCODER)), device, threads });
+  return compile(g, {
+    ...(await weightsOf(g, { "": await model.weights("vae") }, ENCODER)),
+    device,
+    threads,
+  });
 }
 
 export function vaeGraph({ vae }: Pick<Components, "vae">): Graph {

@@ -1,6 +1,6 @@
 /** @file What the server and its picture workers say to each other. */
 
-import type { Loras, PictureSettings, Timings } from "../pipelines/index.ts";
+import type { Loras, PictureSettings, Precision, Timings } from "../pipelines/index.ts";
 import type { Picture } from "../platform/index.ts";
 import type { Device } from "../runtime/index.ts";
 import type { PictureRequest } from "./jobs.ts";
@@ -8,6 +8,8 @@ import type { PictureRequest } from "./jobs.ts";
 /** Given to a worker when it starts. */
 export interface WorkerSetup {
   device: Device;
+  /** Default "auto". */
+  precision?: Precision;
   threads: number;
   /** Of weights that may be loaded at a time. */
   memoryLimit: number;

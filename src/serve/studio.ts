@@ -2,7 +2,7 @@
 
 import { availableParallelism, totalmem } from "node:os";
 import type { Worker } from "node:worker_threads";
-import { GeneratedPicture } from "../pipelines/index.ts";
+import { GeneratedPicture, type Precision } from "../pipelines/index.ts";
 import { startThread } from "../platform/index.ts";
 import type { Device } from "../runtime/index.ts";
 import type { Catalogue } from "./catalogue.ts";
@@ -16,6 +16,8 @@ import type { Stop } from "./stop.ts";
 export interface StudioOptions {
   /** Default "cpu". */
   device?: Device;
+  /** Default "auto". */
+  precision?: Precision;
   /** Threads with models of their own; default 1. */
   concurrency?: number;
   /** Cores of each; default all, divided among them. */
@@ -32,11 +34,17 @@ export class PictureStudio implements Studio {
   private readonly memoryLimit: number;
 
   constructor(catalogue: Catalogue, options: StudioOptions = {}) {
-    const { device = "cpu", concurrency = 1, memoryLimit = totalmem() / 2, start = startWorker } = options;
+    const {
+      device = "cpu",
+      precision = "auto",
+      concurrency = 1,
+      memoryLimit = totalmem() / 2,
+      start = startWorker,
+    } = options;
     const { threads = Math.max(1, Math.floor(availableParallelism() / concurrency)) } = options;
     this.catalogue = catalogue;
     this.memoryLimit = memoryLimit / concurrency;
-    const setup = { device, threads, memoryLimit: this.memoryLimit };
+    const setup = { device, precision, threads, memoryLimit: this.memoryLimit };
     this.pool = new Pool(concurrency, () => start(setup));
   }
 

@@ -18,14 +18,15 @@ export class WarmModels {
   async get({ key, path, steps, bytes }: LoadSpec): Promise<SDXL> {
     const warm = this.models.get(key);
     this.models.delete(key);
-    const { device, threads, memoryLimit } = this.setup;
+    const { device, precision, threads, memoryLimit } = this.setup;
     const needed = Math.max(bytes, warm?.bytes ?? 0);
     for (const oldest of [...this.models.keys()]) {
       if (this.bytes + needed <= memoryLimit) break;
       await this.unload(oldest);
     }
     const own = steps === undefined ? { loras: {} } : { steps };
-    const sdxl = warm?.sdxl ?? (await SDXL.load(path, { device, threads, promptCache: PROMPTS, ...own }));
+    const how = { device, precision, threads, promptCache: PROMPTS };
+    const sdxl = warm?.sdxl ?? (await SDXL.load(path, { ...how, ...own }));
     this.models.set(key, { sdxl, bytes: needed });
     return sdxl;
   }

@@ -78,6 +78,26 @@ test("sizes that no network can make are refused", async () => {
     expectRefusal(result, sizes[i][1]);
 });
 
+test("int8 weights are kept in the cache folder; what memory is for is told when asked", async () => {
+  const args = ["generate", "apple", "--model", TINY, "--steps", "1", "--out", at("a.png")];
+  const env = { FEWSTEP_CACHE: at("cache") };
+  const { code, stderr } = await fewstep([...args, "--precision", "int8", "--verbose"], { env });
+  expect(code).toBe(0);
+  expect(stderr).toMatch(/int8 weights of the UNet are made once, in .*cache\/int8\/tiny-sdxl-unet-/);
+  expect(stderr).toMatch(/^memory: UNet: int8, weights \d+ MB, activations \d+ MB$/m);
+  expect(readdirSync(at("cache/int8"))).toHaveLength(1);
+});
+
+test("a picture for which there is no memory is refused", async () => {
+  const [small, broken] = await Promise.all([
+    generate("--memory-limit", "100M"),
+    generate("--memory-limit", "much"),
+  ]);
+  expectRefusal(small, /loading tiny-sdxl with an fp32 UNet needs \d+ MB of memory, 105 MB are free; use /);
+  expectRefusal(broken, /'much' is invalid. Give a size such as/);
+  expect(existsSync(at("a.png"))).toBe(false);
+});
+
 test("more steps than the model has timesteps are refused", async () => {
   cpSync(TINY, at("model"), { recursive: true });
   const file = at("model/scheduler/scheduler_config.json");

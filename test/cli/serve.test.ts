@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
-import { parseBytes } from "../../src/cli/serve.ts";
+import { parseBytes } from "../../src/cli/options.ts";
 import { expectRefusal, fewstep, type Result } from "./run.ts";
 
 const TINY = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
