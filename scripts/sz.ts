@@ -23,7 +23,7 @@ const BUDGET: Record<string, number> = {
   quantize: 500,
   nn: 350,
   models: 850,
-  pipelines: 3100,
+  pipelines: 3400,
   data: 1050,
   train: 2100,
   distill: 1050,
