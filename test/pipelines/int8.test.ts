@@ -220,7 +220,7 @@ test("LoRAs of single pictures go on an int8 network, other adapters do not", as
   await expect(draw({ [goldenPath("loras/lycoris.safetensors")]: 1 })).rejects.toThrow(
     /\.weight is int8, where an adapter can be a plain LoRA only; others need precision fp32$/,
   );
-  expect(await draw({})).toEqual(plain);
+  expect(apart(await draw({}), plain)).toBeLessThanOrEqual(2);
 });
 
 describe("memory", () => {
