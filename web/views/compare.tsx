@@ -1,7 +1,6 @@
 /** @file One prompt and seed at different step counts, side by side, and how fast each is. */
 
 import {
-  Alert,
   Badge,
   Box,
   Button,
@@ -13,11 +12,12 @@ import {
   TextInput,
   VisuallyHidden,
 } from "@mantine/core";
-import { CircleAlert, Columns3, Square } from "lucide-react";
+import { Columns3, Square } from "lucide-react";
 import { type FormEvent, useEffect, useState } from "react";
 import { type Column, columnsOf, comparison, type Measured } from "../comparison.ts";
 import { count, duration, evaluations, speed } from "../format.ts";
 import { Hollow, Picture } from "../parts/picture.tsx";
+import { SaidError } from "../parts/said-error.tsx";
 import type { Offers, Settings } from "../settings.ts";
 import { useStore } from "../store.ts";
 
@@ -102,13 +102,7 @@ export function Compare({
           not made.
         </Text>
       )}
-      {error !== undefined && (
-        <Alert color="red" variant="light" icon={<CircleAlert aria-hidden />} role="alert">
-          <Text size="sm" c="var(--mantine-color-text)">
-            {error}
-          </Text>
-        </Alert>
-      )}
+      <SaidError error={error} />
       <ul className="columns">
         {columns.map((column) => (
           <ColumnView

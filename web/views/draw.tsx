@@ -1,19 +1,8 @@
 /** @file Pictures while you type. */
 
-import {
-  Alert,
-  Box,
-  Button,
-  Group,
-  Kbd,
-  Progress,
-  Stack,
-  Text,
-  Textarea,
-  VisuallyHidden,
-} from "@mantine/core";
+import { Box, Button, Group, Kbd, Progress, Stack, Text, Textarea, VisuallyHidden } from "@mantine/core";
 import { useHotkeys } from "@mantine/hooks";
-import { CircleAlert, PencilLine, Square } from "lucide-react";
+import { PencilLine, Square } from "lucide-react";
 import { type KeyboardEvent, useRef } from "react";
 import { type Easel, studio } from "../easel.ts";
 import { count, duration, evaluations, workMs } from "../format.ts";
@@ -21,6 +10,7 @@ import { gallery } from "../gallery.ts";
 import { PictureActions } from "../parts/actions.tsx";
 import { Controls } from "../parts/controls.tsx";
 import { Hollow, Picture } from "../parts/picture.tsx";
+import { SaidError } from "../parts/said-error.tsx";
 import type { Job } from "../server.ts";
 import { modelOf, type Offers, randomSeed, type Settings } from "../settings.ts";
 import { useStore } from "../store.ts";
@@ -139,13 +129,7 @@ function Result({
   const model = modelOf(settings, offers);
   return (
     <Stack className="result" gap="md">
-      {error !== undefined && (
-        <Alert color="red" variant="light" icon={<CircleAlert aria-hidden />} role="alert">
-          <Text size="sm" c="var(--mantine-color-text)">
-            {error}
-          </Text>
-        </Alert>
-      )}
+      <SaidError error={error} />
       <Box className="surface" p="md">
         <Stack gap="sm">
           {pictures.length === 0 ? (

@@ -1,13 +1,14 @@
 /** @file Training runs while they go on: losses, accuracies, sample grids. */
 
-import { Alert, Badge, Box, Code, Group, Progress, Select, Slider, Stack, Switch, Text } from "@mantine/core";
+import { Badge, Box, Code, Group, Progress, Select, Slider, Stack, Switch, Text } from "@mantine/core";
 import { useLocalStorage } from "@mantine/hooks";
-import { ChartLine, CircleAlert } from "lucide-react";
+import { ChartLine } from "lucide-react";
 import { useEffect, useMemo, useRef, useState } from "react";
 import type { z } from "zod";
 import type { run } from "../../src/serve/http/schemas.ts";
 import { ago, figure } from "../format.ts";
 import { Chart } from "../parts/chart.tsx";
+import { SaidError } from "../parts/said-error.tsx";
 import { chartsOf, LOSS, type LogPart, type Row, withPart } from "../run-log.ts";
 import { server } from "../server.ts";
 
@@ -27,12 +28,7 @@ export function Training() {
   const [log, setLog] = useState(false);
   const charts = useMemo(() => chartsOf(rows, smoothing), [rows, smoothing]);
   const trouble = missing ?? error;
-  if (trouble !== undefined)
-    return (
-      <Alert color="red" variant="light" icon={<CircleAlert aria-hidden />} role="alert">
-        {trouble}
-      </Alert>
-    );
+  if (trouble !== undefined) return <SaidError error={trouble} />;
   if (shown === undefined) return null;
   if (!run) return <Nothing shown={shown} />;
   return (
