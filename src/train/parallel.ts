@@ -167,9 +167,7 @@ export class ParallelTrainer implements AsyncDisposable {
       passes: passes.map((pass, i) => passPlan(pass, ranges[i])),
       stateNames,
       models,
-      updates: Object.fromEntries(
-        chunks.map(({ matrix }) => [`${matrix ?? ""}`, emitOnnx(updateGraph(optimizer, matrix))]),
-      ),
+      updates: updateModels(optimizer, chunks),
       parameters: memory(),
       gradients: Array.from({ length: count }, memory),
       state: stateNames.map(memory),
@@ -383,6 +381,14 @@ function plan(
     return [first, size];
   });
   return { layout, chunks, size, ranges };
+}
+
+/** One model for each shape of chunks. */
+function updateModels(optimizer: Optimizer, chunks: readonly Chunk[]): ReplicaSetup["updates"] {
+  const shapes = new Map(chunks.map(({ matrix }) => [`${matrix ?? ""}`, matrix]));
+  return Object.fromEntries(
+    Array.from(shapes, ([shape, matrix]) => [shape, emitOnnx(updateGraph(optimizer, matrix))]),
+  );
 }
 
 /** The optimiser on one matrix, or on one flat chunk of any length. */
