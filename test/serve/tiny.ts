@@ -65,16 +65,22 @@ export const mortal: Start = () =>
     { eval: true },
   );
 
-/** A worker that does not end before it is told to stop; to the prompt "short" it says at once that it made nothing. */
-export const endless: Start = () =>
-  new Worker(
-    `const { parentPort } = require("node:worker_threads");
+/**
+ * Starts workers that say how far they are and do not end before they are told to stop; to the prompt "short" they say at
+ * once that they made nothing.
+ * @param note JavaScript of what they say of a `task`.
+ */
+export const waiting =
+  (note: string): Start =>
+  () =>
+    new Worker(
+      `const { parentPort } = require("node:worker_threads");
      parentPort.on("message", (task) => {
        if (task === "close") return parentPort.close();
        if (!task.request) return parentPort.postMessage({ result: undefined });
        if (task.request.prompt === "short")
          return parentPort.postMessage({ result: { pictures: [], warnings: [], seconds: {} } });
-       parentPort.postMessage({ note: { step: 1, of: 1000 } });
+       parentPort.postMessage({ note: ${note} });
        const stop = new Int32Array(task.stop);
        const timer = setInterval(() => {
          if (Atomics.load(stop, 0) === 0) return;
@@ -82,5 +88,7 @@ export const endless: Start = () =>
          parentPort.postMessage({ error: "stopped" });
        }, 1);
      });`,
-    { eval: true },
-  );
+      { eval: true },
+    );
+
+export const endless = waiting("{ step: 1, of: 1000 }");

@@ -2,12 +2,11 @@
 
 import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { Worker } from "node:worker_threads";
 import { samplingMetadata } from "../../src/pipelines/index.ts";
 import { createServer, type ServeOptions, type Server } from "../../src/serve/index.ts";
 import { saveSafetensors } from "../../src/weights/index.ts";
 import { TINY, unetTensors } from "../pipelines/tiny.ts";
-import type { Start } from "../serve/tiny.ts";
+import { waiting } from "../serve/tiny.ts";
 
 /** Step counts that the model has weights for. */
 export const COUNTS = [1, 4];
@@ -39,20 +38,6 @@ export async function served(
 }
 
 /** A worker that shows a preview at its seventh step, and goes no further. */
-export const halfway: Start = () =>
-  new Worker(
-    `const { parentPort } = require("node:worker_threads");
-     parentPort.on("message", (task) => {
-       if (task === "close") return parentPort.close();
-       if (!task.request) return parentPort.postMessage({ result: undefined });
-       const preview = { width: 8, height: 8, data: new Uint8Array(3 * 64).fill(99) };
-       parentPort.postMessage({ note: { step: 7, of: task.request.steps, preview } });
-       const stop = new Int32Array(task.stop);
-       const timer = setInterval(() => {
-         if (Atomics.load(stop, 0) === 0) return;
-         clearInterval(timer);
-         parentPort.postMessage({ error: "stopped" });
-       }, 1);
-     });`,
-    { eval: true },
-  );
+export const halfway = waiting(
+  "{ step: 7, of: task.request.steps, preview: { width: 8, height: 8, data: new Uint8Array(3 * 64).fill(99) } }",
+);
