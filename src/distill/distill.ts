@@ -215,7 +215,7 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
     learningRate: phase.learningRate,
     emaDecay: phase.emaDecay ?? recipe.emaDecay,
     sampleEvery: recipe.sampleEvery || phase.steps,
-    optimizer: optimizerOf(recipe.optimizer),
+    optimizer: optimizerOf(phase.optimizer ?? recipe.optimizer),
     accumulate: micro / replicas,
     replicas,
     fingerprint,

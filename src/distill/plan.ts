@@ -110,7 +110,7 @@ function estimate(
   const flops = passes.reduce((sum, pass) => sum + flopsOf(passGraph(pass, frozen)), 0);
   const gflop = (flops * batch) / recipe.microBatch / 1e9;
   // Each replica has parameters, gradients and state of its own; one more of each is shared.
-  const states = optimizerOf(recipe.optimizer).state.length + 1;
+  const states = optimizerOf(phase.optimizer ?? recipe.optimizer).state.length + 1;
   const perParameter = replicas * (2 + states) + 1 + replicas + states;
   const fixed = [...frozen.values()].reduce((sum, size) => sum + size, 0);
   const floats = (trained + discriminator) * perParameter + replicas * (fixed + activations(passes));

@@ -30,6 +30,8 @@ const phase = z.strictObject({
   renoise: z
     .strictObject({ timesteps: z.array(time).min(1), weights: z.array(z.number().positive()) })
     .optional(),
+  /** Instead of the recipe's, as are the next two. */
+  optimizer: optimizer.optional(),
   batch: count.optional(),
   emaDecay: fraction.optional(),
 });

@@ -29,6 +29,15 @@ test("defaults are the paper's", () => {
   expect(stages[0]).toMatchObject({ guidance: 1, timesteps: "grid", publish: true });
 });
 
+test("a phase may have an optimiser of its own", () => {
+  const own = phase("mse", { optimizer: { type: "muon", weightDecay: 0 } });
+  const { stages } = parseDistillRecipe(recipe([{ ...first, phases: [own, phase("conditional")] }]));
+  expect(stages[0].phases.map((p) => p.optimizer)).toEqual([
+    { type: "muon", betas: [0.9, 0.99], eps: 1e-8, weightDecay: 0 },
+    undefined,
+  ]);
+});
+
 describe("a recipe that cannot be trained is told why", () => {
   const next = (changes: object) => [first, { from: 8, to: 4, phases: [phase("mse")], ...changes }];
   test.each<[string, object[], string]>([
