@@ -1,6 +1,6 @@
 /** @file A graph is its named outputs; everything else is reached from them. */
 
-import { staticShape } from "./dim.ts";
+import { evalDim, staticShape } from "./dim.ts";
 import { apply, type Init, isInput, isParameter, nameOf, type TypeInfo, type Value } from "./value.ts";
 
 export interface Graph {
@@ -109,13 +109,15 @@ export function verify(g: Graph): Graph {
   return g;
 }
 
-/** Multiplications and additions of the products in a graph. @throws when one has a symbolic shape. */
-export function flopsOf(g: Graph): number {
-  return topological(Object.values(g.outputs)).reduce((sum, v) => {
-    const flops = v.op.flops?.(v) ?? 0;
-    if (Number.isNaN(flops)) throw new Error(`flopsOf: ${v.op.name} ${typeText(v)} has no static shape`);
-    return sum + flops;
-  }, 0);
+/**
+ * Multiplications and additions of the products in a graph.
+ * @param sizes of the symbols. @throws when one is missing.
+ */
+export function flopsOf(g: Graph, sizes: Readonly<Record<string, number>> = {}): number {
+  return topological(Object.values(g.outputs)).reduce(
+    (sum, v) => sum + evalDim(v.op.flops?.(v) ?? 0, sizes),
+    0,
+  );
 }
 
 /** `float32[B,4,H,W]` */

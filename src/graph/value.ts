@@ -58,8 +58,8 @@ export interface OpDef {
   grad?(dy: Value, y: Value): (Value | undefined)[];
   /** Names of the outputs. */
   onnx(emit: Emit, inputs: readonly string[], y: Value): string[];
-  /** Multiplications and additions of a product over static shapes; absent for cheap operators. */
-  flops?(y: Value): number;
+  /** Multiplications and additions of a product; absent for cheap operators. */
+  flops?(y: Value): Dim;
   /** Bytes beside inputs and outputs while it runs, where they count. */
   scratch?(y: Value): Dim;
   /** A product of x, w [out, ...] and perhaps b [out], whose weight may be int8 instead. */

@@ -50,7 +50,7 @@ const attentionOp: OpDef = {
       undefined, // masks are not trained
     ];
   },
-  flops: ({ inputs: [q, k] }) => 4 * (sizeDim(q.shape) as number) * (k.shape[1] as number),
+  flops: ({ inputs: [q, k] }) => sizeDim([4, ...q.shape, k.shape[1]]),
   onnx: (emit, [q, k, v, mask], y) =>
     emit.node(
       "MultiHeadAttention",

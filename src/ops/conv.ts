@@ -53,7 +53,7 @@ const convOp: OpDef = {
     if (options.group !== 1) throw new Error("Conv: the gradient with group > 1 is missing");
     return [gradInput(dy, x, w, options), gradWeight(dy, x, w, options), b && pixels(dy).sum([0])];
   },
-  flops: (y) => 2 * (sizeDim(y.shape) as number) * (sizeDim(y.inputs[1].shape.slice(1)) as number),
+  flops: (y) => sizeDim([2, ...y.shape, ...y.inputs[1].shape.slice(1)]),
   int8: {
     axes: [2, 3, 1, 0],
     product: ({ inputs: [x, w, b], shape, attrs }, matrix, scale) => {
@@ -92,7 +92,7 @@ const convTransposeOp: OpDef = {
     dtype: x.dtype,
     shape: [x.shape[0], w.shape[1], ...(attrs.size as readonly Dim[])],
   }),
-  flops: ({ inputs: [x, w] }) => 2 * (sizeDim(x.shape) as number) * (sizeDim(w.shape.slice(1)) as number),
+  flops: ({ inputs: [x, w] }) => sizeDim([2, ...x.shape, ...w.shape.slice(1)]),
   onnx: (emit, inputs, y) => {
     const { strides, pads } = y.attrs as unknown as Required<ConvOptions>;
     const [x, w] = y.inputs;

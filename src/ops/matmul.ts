@@ -21,7 +21,7 @@ const matmulOp: OpDef = {
   },
   // d(ab) = da·b + a·db
   grad: (dy, { inputs: [a, b] }) => [dy.matmul(swapLast(b)), swapLast(a).matmul(dy)],
-  flops: (y) => 2 * (sizeDim(y.shape) as number) * (y.inputs[0].shape[y.inputs[0].rank - 1] as number),
+  flops: (y) => sizeDim([2, ...y.shape, y.inputs[0].shape[y.inputs[0].rank - 1]]),
   onnx: (emit, inputs) => emit.node("MatMul", inputs),
 };
 
@@ -43,7 +43,7 @@ const gemmOp: OpDef = {
       c && dy.sum([0]),
     ];
   },
-  flops: (y) => 2 * (sizeDim(y.shape) as number) * (y.inputs[0].shape[y.attrs.transA ? 0 : 1] as number),
+  flops: (y) => sizeDim([2, ...y.shape, y.inputs[0].shape[y.attrs.transA ? 0 : 1]]),
   onnx: (emit, inputs, y) =>
     emit.node("Gemm", inputs, { transA: y.attrs.transA ? 1 : 0, transB: y.attrs.transB ? 1 : 0 }),
 };
@@ -64,7 +64,7 @@ export function gemm(a: Value, b: Value, { transA = false, transB = false, bias 
 const projectOp: OpDef = {
   name: "Project",
   infer: ([x, w]) => ({ dtype: x.dtype, shape: [...x.shape.slice(0, -1), w.shape[0]] }),
-  flops: (y) => 2 * (sizeDim(y.shape) as number) * (y.inputs[1].shape[1] as number),
+  flops: (y) => sizeDim([2, ...y.shape, y.inputs[1].shape[1]]),
   int8: {
     axes: [1, 0],
     product: ({ inputs: [x, , b] }, matrix, scale) => projectInt8(x, matrix, scale, b),

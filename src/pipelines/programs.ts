@@ -1,6 +1,6 @@
 /** @file The programs of a pipeline: text encoders, UNet, VAE decoder. B batch, h w latent. */
 
-import { type Graph, graph, input, parametersOf, symbol } from "../graph/index.ts";
+import { flopsOf, type Graph, graph, input, parametersOf, symbol } from "../graph/index.ts";
 import { clipText, clipTextWithProjection, unet } from "../models/index.ts";
 import { type Change, changeBranch, changedScope, rootScope, type Scope } from "../nn/index.ts";
 import { concat, gather } from "../ops/index.ts";
@@ -130,6 +130,20 @@ async function int8Part(part: Part, model: Components, run: Run): Promise<Kept> 
   });
 }
 
+/**
+ * FLOPs of a network up to which it runs on one thread. Its operators then take some ten microseconds each, and
+ * threads would wait for each other longer than they compute: with two, pictures of the bundled model take twice the time.
+ */
+const ONE_THREAD = 1e9;
+
+/** Threads for one evaluation of a network at the model's own size. */
+function threadsFor(g: Graph, { unet, tokenizers }: Components, { device, threads }: Run): number | undefined {
+  if (device !== undefined && device !== "cpu") return threads;
+  const side = unet.sample_size ?? SAMPLE_SIDE;
+  const sizes = { B: 1, H: side, W: side, T: tokenizers[0].maxLength };
+  return flopsOf(g, sizes) <= ONE_THREAD ? 1 : threads;
+}
+
 /** Weights of a part, and which layers of it are int8. */
 interface Kept extends Pick<PlacedWeights, "weights"> {
   layers?: ReadonlySet<string>;
@@ -145,8 +159,9 @@ export function partCompiler(
   fixed: readonly LoadedLora[],
   run: Run,
 ): (layout?: Layout) => Promise<Program> {
-  const { device, threads } = run;
-  const isInt8 = precisionOf(part, GRAPHS[part](model, rootScope()), run) === "int8";
+  const plain = GRAPHS[part](model, rootScope());
+  const how = { device: run.device, threads: threadsFor(plain, model, run) };
+  const isInt8 = precisionOf(part, plain, run) === "int8";
   let kept: Kept | undefined;
   return async (layout) => {
     kept ??= await (isInt8 ? int8Part(part, model, run) : partWeights(part, model));
@@ -159,7 +174,7 @@ export function partCompiler(
     ];
     const build = (scope: Scope) => GRAPHS[part](model, scope);
     const g = layers ? int8Graph(build, layers, changes) : build(changedScope(rootScope(), changes));
-    return compile(g, { weights: new Map([...weights, ...factors.weights]), device, threads });
+    return compile(g, { weights: new Map([...weights, ...factors.weights]), ...how });
   };
 }
 
@@ -167,12 +182,12 @@ export function partCompiler(
 const ENCODER = /^(encoder|quant_conv)\./;
 
 /** `latents` [B,4,h,w], not scaled → `pictures` [B,3,H,W]. */
-export async function compileVae(model: Components, { device, threads }: Run): Promise<Program> {
+export async function compileVae(model: Components, run: Run): Promise<Program> {
   const g = vaeGraph(model);
   return compile(g, {
     ...(await weightsOf(g, { "": await model.weights("vae") }, ENCODER)),
-    device,
-    threads,
+    device: run.device,
+    threads: threadsFor(g, model, run),
   });
 }
 

@@ -45,7 +45,7 @@ import { tiledDecode, tilesFor, type VaeTiling } from "./tiling.ts";
 export interface LoadOptions extends ComponentOptions, PrecisionOptions {
   /** Bytes that may be used; default what is free. Counts on the CPU alone. */
   memoryLimit?: number;
-  /** Threads of a program; default all cores. */
+  /** Most threads of a program; default all cores. Small networks run on one, which is faster. */
   threads?: number;
   /** Prompts whose encoding is kept for the next time; default 0. */
   promptCache?: number;
