@@ -17,7 +17,7 @@ interface ServeCommand {
   device: Device;
   precision: Precision;
   token?: string;
-  concurrency: number;
+  concurrency?: number;
   queueLimit: number;
   timeLimit: number;
   memoryLimit?: number;
@@ -42,7 +42,11 @@ export function serveCommand(program: Command): void {
         .env("FEWSTEP_TOKEN")
         .argParser(parseToken),
     )
-    .option("--concurrency <n>", "jobs at a time; the cores are divided", wholeNumber(1, 64), 1)
+    .option(
+      "--concurrency <n>",
+      "jobs at a time; the cores are divided (default: 1, of small models up to 4)",
+      wholeNumber(1, 64),
+    )
     .option("--queue-limit <n>", "jobs that may wait", wholeNumber(0, 100_000), 64)
     .option("--time-limit <seconds>", "of work on one job", numberFrom(0.1), 300)
     .option("--memory-limit <size>", 'weights loaded at a time, "4G" (default: half the memory)', parseBytes)
@@ -62,8 +66,9 @@ async function serve({ model, lora, loraDir, ...options }: ServeCommand): Promis
     }
     return Object.fromEntries(paths);
   };
-  if (options.concurrency > availableParallelism())
-    console.error(`fewstep: ${options.concurrency} jobs at a time share ${availableParallelism()} cores`);
+  const { concurrency = 1 } = options;
+  if (concurrency > availableParallelism())
+    console.error(`fewstep: ${concurrency} jobs at a time share ${availableParallelism()} cores`);
   if (options.token === undefined && !isLoopback(options.host))
     console.error(`fewstep: anyone who reaches ${options.host} may use this server; --token asks for one`);
   const signal = interruptSignal();

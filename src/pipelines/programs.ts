@@ -136,12 +136,14 @@ async function int8Part(part: Part, model: Components, run: Run): Promise<Kept> 
  */
 const ONE_THREAD = 1e9;
 
-/** Threads for one evaluation of a network at the model's own size. */
-function threadsFor(g: Graph, { unet, tokenizers }: Components, { device, threads }: Run): number | undefined {
-  if (device !== undefined && device !== "cpu") return threads;
+/** Whether threads would slow down an evaluation of a network on the CPU, at the model's own size. */
+export function runsOnOneThread(g: Graph, { unet, tokenizers }: Components): boolean {
   const side = unet.sample_size ?? SAMPLE_SIDE;
-  const sizes = { B: 1, H: side, W: side, T: tokenizers[0].maxLength };
-  return flopsOf(g, sizes) <= ONE_THREAD ? 1 : threads;
+  return flopsOf(g, { B: 1, H: side, W: side, T: tokenizers[0].maxLength }) <= ONE_THREAD;
+}
+
+function threadsFor(g: Graph, model: Components, { device = "cpu", threads }: Run): number | undefined {
+  return device === "cpu" && runsOnOneThread(g, model) ? 1 : threads;
 }
 
 /** Weights of a part, and which layers of it are int8. */

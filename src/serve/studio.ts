@@ -18,7 +18,7 @@ export interface StudioOptions {
   device?: Device;
   /** Default "auto". */
   precision?: Precision;
-  /** Threads with models of their own; default 1. */
+  /** Threads with models of their own; default 1, and of small models one for each core, up to 4. */
   concurrency?: number;
   /** Cores of each; default all, divided among them. */
   threads?: number;
@@ -37,7 +37,7 @@ export class PictureStudio implements Studio {
     const {
       device = "cpu",
       precision = "auto",
-      concurrency = 1,
+      concurrency = jobsAtATime(catalogue, device),
       memoryLimit = totalmem() / 2,
       start = startWorker,
     } = options;
@@ -92,6 +92,15 @@ export class PictureStudio implements Studio {
   close(): Promise<void> {
     return this.pool.close();
   }
+}
+
+/** Jobs at a time where nothing else is asked, at most. */
+const MOST_JOBS = 4;
+
+/** Models that run on one thread leave the other cores to other pictures. */
+function jobsAtATime({ models }: Catalogue, device: Device): number {
+  const alone = device === "cpu" && [...models.values()].every(({ oneThread }) => oneThread);
+  return alone ? Math.min(MOST_JOBS, availableParallelism()) : 1;
 }
 
 function startWorker(setup: WorkerSetup): Worker {

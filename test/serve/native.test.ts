@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { readPng } from "../../src/platform/index.ts";
@@ -283,6 +284,12 @@ test("the OpenAPI document describes every route, from the schemas that check", 
     properties: { prompt: { minLength: 1, maxLength: 2000 }, n: { minimum: 1, maximum: 10, default: 1 } },
   });
   expect((await server.app.inject("/docs/")).headers["content-type"]).toMatch(/^text\/html/);
+});
+
+test("small models are drawn by several threads at a time", async () => {
+  const server = await tinyServer({ concurrency: undefined });
+  const { body } = await server.app.inject("/metrics");
+  expect(body.split("\n")).toContain(`fewstep_workers ${Math.min(4, availableParallelism())}`);
 });
 
 test("metrics in the format of Prometheus", async () => {

@@ -16,7 +16,13 @@ afterEach(async () => {
 });
 
 export async function tinyServer(options: ServeOptions = {}): Promise<Server> {
-  const server = await createServer({ models: { tiny: TINY }, threads: 1, port: 0, ...options });
+  const server = await createServer({
+    models: { tiny: TINY },
+    concurrency: 1,
+    threads: 1,
+    port: 0,
+    ...options,
+  });
   open.add(server);
   return server;
 }

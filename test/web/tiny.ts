@@ -33,7 +33,14 @@ export async function served(
   page: string,
   options: ServeOptions = {},
 ): Promise<{ server: Server; url: string }> {
-  const server = await createServer({ models: { tiny: model }, page, threads: 1, port: 0, ...options });
+  const server = await createServer({
+    models: { tiny: model },
+    page,
+    concurrency: 1,
+    threads: 1,
+    port: 0,
+    ...options,
+  });
   return { server, url: await server.listen() };
 }
 
