@@ -77,6 +77,7 @@ async function serve({ model, lora, loraDir, ...options }: ServeCommand): Promis
     models: model.length > 0 ? named("--model", model) : undefined,
     loras: named("--lora", lora),
     loraFolder: loraDir,
+    onNotice: (sentence) => console.error(`fewstep: ${sentence}`),
     onError: (error) => console.error(`fewstep: ${error instanceof Error ? error.stack : String(error)}`),
   });
   try {

@@ -3,7 +3,7 @@
 import type { Loras, PictureSettings, Precision, Timings } from "../pipelines/index.ts";
 import type { Picture } from "../platform/index.ts";
 import type { Device } from "../runtime/index.ts";
-import type { PictureRequest } from "./jobs.ts";
+import type { PictureRequest, Step } from "./jobs.ts";
 
 /** Given to a worker when it starts. */
 export interface WorkerSetup {
@@ -37,6 +37,9 @@ export interface PictureTask {
   /** See `Stop`. */
   stop?: SharedArrayBuffer;
 }
+
+/** What a worker tells on its way: how far a picture is, or what takes time while a model is loaded. */
+export type Note = Step | { notice: string };
 
 export interface PictureResult {
   pictures: readonly { picture: Picture; settings: PictureSettings }[];

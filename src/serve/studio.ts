@@ -9,7 +9,7 @@ import type { Catalogue } from "./catalogue.ts";
 import type { Made, PictureRequest, Step } from "./jobs.ts";
 import type { Studio } from "./local.ts";
 import { Pool } from "./pool.ts";
-import type { LoadSpec, PictureResult, PictureTask, WorkerSetup } from "./protocol.ts";
+import type { LoadSpec, Note, PictureResult, PictureTask, WorkerSetup } from "./protocol.ts";
 import { Refusal } from "./refusal.ts";
 import type { Stop } from "./stop.ts";
 
@@ -24,14 +24,17 @@ export interface StudioOptions {
   threads?: number;
   /** Bytes of weights that may be loaded at a time, in all threads together; default half of the machine's memory. */
   memoryLimit?: number;
+  /** Told what takes time while a model is loaded, in a sentence. */
+  onNotice?(sentence: string): void;
   /** Starts a thread; for tests. */
   start?(setup: WorkerSetup): Worker;
 }
 
 export class PictureStudio implements Studio {
   private readonly catalogue: Catalogue;
-  private readonly pool: Pool<PictureTask, Step, PictureResult | undefined>;
+  private readonly pool: Pool<PictureTask, Note, PictureResult | undefined>;
   private readonly memoryLimit: number;
+  private readonly onNotice: (sentence: string) => void;
 
   constructor(catalogue: Catalogue, options: StudioOptions = {}) {
     const {
@@ -39,10 +42,12 @@ export class PictureStudio implements Studio {
       precision = "auto",
       concurrency = jobsAtATime(catalogue, device),
       memoryLimit = totalmem() / 2,
+      onNotice = () => {},
       start = startWorker,
     } = options;
     const { threads = Math.max(1, Math.floor(availableParallelism() / concurrency)) } = options;
     this.catalogue = catalogue;
+    this.onNotice = onNotice;
     this.memoryLimit = memoryLimit / concurrency;
     const setup = { device, precision, threads, memoryLimit: this.memoryLimit };
     this.pool = new Pool(concurrency, () => start(setup));
@@ -60,10 +65,17 @@ export class PictureStudio implements Studio {
     return this.pool.deaths;
   }
 
-  /** Loads the first model in every thread. */
+  /** Loads the first model in every thread: in one first, which writes what the others then find. */
   async warm(): Promise<void> {
     const load = this.fitting(this.catalogue.load({}));
-    await Promise.all(Array.from({ length: this.size }, () => this.pool.run({ load }, { about: load.key })));
+    const one = () => this.pool.run({ load }, { about: load.key, onNote: this.listener() });
+    await one();
+    // All at once, so that every thread gets one; the first has the model already.
+    await Promise.all(Array.from({ length: this.size }, one));
+  }
+
+  private listener(onStep: (step: Step) => void = () => {}): (note: Note) => void {
+    return (note) => ("notice" in note ? this.onNotice(note.notice) : onStep(note));
   }
 
   check(request: PictureRequest): void {
@@ -76,7 +88,10 @@ export class PictureStudio implements Studio {
     { stop, onStep }: { stop: Stop; onStep(step: Step): void },
   ): Promise<Made> {
     const task = { ...this.catalogue.task(request), stop: stop.flag.buffer as SharedArrayBuffer };
-    const result = (await this.pool.run(task, { about: task.load.key, onNote: onStep })) as PictureResult;
+    const result = (await this.pool.run(task, {
+      about: task.load.key,
+      onNote: this.listener(onStep),
+    })) as PictureResult;
     const pictures = result.pictures.map(({ picture, settings }) => new GeneratedPicture(picture, settings));
     return { ...result, pictures };
   }

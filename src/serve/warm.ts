@@ -8,11 +8,14 @@ const PROMPTS = 256;
 
 export class WarmModels {
   private readonly setup: WorkerSetup;
+  private readonly onNotice?: (sentence: string) => void;
   /** The last one was used last. */
   private readonly models = new Map<string, { sdxl: SDXL; bytes: number }>();
 
-  constructor(setup: WorkerSetup) {
+  /** @param onNotice is told what takes time while a model is loaded. */
+  constructor(setup: WorkerSetup, onNotice?: (sentence: string) => void) {
     this.setup = setup;
+    this.onNotice = onNotice;
   }
 
   async get({ key, path, steps, bytes }: LoadSpec): Promise<SDXL> {
@@ -25,7 +28,7 @@ export class WarmModels {
       await this.unload(oldest);
     }
     const own = steps === undefined ? { loras: {} } : { steps };
-    const how = { device, precision, threads, promptCache: PROMPTS };
+    const how = { device, precision, threads, promptCache: PROMPTS, onNotice: this.onNotice };
     const sdxl = warm?.sdxl ?? (await SDXL.load(path, { ...how, ...own }));
     this.models.set(key, { sdxl, bytes: needed });
     return sdxl;

@@ -4,14 +4,14 @@ import { type MessagePort, parentPort, workerData } from "node:worker_threads";
 import "../platform/node.ts";
 import type { DenoiseStep, SDXL } from "../pipelines/index.ts";
 import { SAMPLERS } from "../samplers/index.ts";
-import type { PictureRequest, Step } from "./jobs.ts";
+import type { PictureRequest } from "./jobs.ts";
 import type { Reply } from "./pool.ts";
-import type { PictureResult, PictureTask, WorkerSetup } from "./protocol.ts";
+import type { Note, PictureResult, PictureTask, WorkerSetup } from "./protocol.ts";
 import { Stop } from "./stop.ts";
 import { WarmModels } from "./warm.ts";
 
 const port = parentPort as MessagePort;
-const models = new WarmModels(workerData as WorkerSetup);
+const models = new WarmModels(workerData as WorkerSetup, (notice) => say({ note: { notice } }));
 
 async function paint(
   sdxl: SDXL,
@@ -42,7 +42,7 @@ function isPreviewed({ i, total }: DenoiseStep, previews: number): boolean {
   return before(i + 1) > before(i);
 }
 
-function say(reply: Reply<Step, PictureResult | undefined>): void {
+function say(reply: Reply<Note, PictureResult | undefined>): void {
   port.postMessage(reply);
 }
 
