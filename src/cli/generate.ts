@@ -141,7 +141,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
       if (!options.json && !options.quiet) console.error(`fewstep: ${sentence}`);
     };
     const onLoad = ({ name, i, total }: LoadedPart): void => progress.update(`loading the ${name}`, i, total);
-    const how = { device, precision, memoryLimit, onNotice: say, onLoad };
+    const how = { device, precision, memoryLimit, expectedBatch: batch, onNotice: say, onLoad };
     await using sdxl = await SDXL.load(folder, { ...how, unet, vae, loras, steps: count });
     const { defaults } = sdxl.info;
     const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;

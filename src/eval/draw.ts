@@ -3,7 +3,7 @@
 import type { GeneratedPicture, GenerateOptions, SDXL } from "../pipelines/index.ts";
 
 /** Pictures side by side. */
-const BATCH = 8;
+export const DRAWN_TOGETHER = 8;
 /** Prompts, and seeds of each, whose pictures are compared with one another. */
 const VARIED = 16;
 const SEEDS = 4;
@@ -18,8 +18,8 @@ export async function draw(
   onPictures?: (count: number) => void,
 ): Promise<GeneratedPicture[]> {
   const pictures: GeneratedPicture[] = [];
-  for (let start = 0; start < captions.length; start += BATCH) {
-    const some = captions.slice(start, start + BATCH);
+  for (let start = 0; start < captions.length; start += DRAWN_TOGETHER) {
+    const some = captions.slice(start, start + DRAWN_TOGETHER);
     const options = { ...sampling, promptWeighting: "none", seed: start } as const; // captions are read as in training
     pictures.push(...(await sdxl.textToImage(some, options)));
     onPictures?.(some.length);

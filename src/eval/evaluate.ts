@@ -4,7 +4,7 @@ import { statSync } from "node:fs";
 import { type IconRow, type Icons, loadIcons, plainCaption } from "../data/index.ts";
 import { localPath } from "../hub/index.ts";
 import { type LoadOptions, SDXL } from "../pipelines/index.ts";
-import { bySeeds, draw, evaluationsOf, type Sampling, variedCaptions } from "./draw.ts";
+import { bySeeds, DRAWN_TOGETHER, draw, evaluationsOf, type Sampling, variedCaptions } from "./draw.ts";
 import { Judge } from "./judge.ts";
 import { type Drawn, type SetScores, score } from "./score.ts";
 import { type ReferenceOptions, Teacher } from "./teacher.ts";
@@ -62,7 +62,12 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
   const sets = await chosenSets(options, splits, train);
   await using judge = await Judge.load(options.judge);
   const { unet, loras } = options;
-  await using sdxl = await SDXL.load(model, { unet, loras, steps: options.steps });
+  await using sdxl = await SDXL.load(model, {
+    unet,
+    loras,
+    steps: options.steps,
+    expectedBatch: DRAWN_TOGETHER,
+  });
   const side = sdxl.info.sampleSize * sdxl.info.vaeScaleFactor;
   if (judge.size !== train.size || judge.size !== side)
     throw new Error(

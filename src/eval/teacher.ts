@@ -10,7 +10,7 @@ import { SDXL, weightsFile } from "../pipelines/index.ts";
 import { makeFolder, removeAbandoned, version } from "../platform/index.ts";
 import { tensor } from "../tensor/index.ts";
 import { SafetensorsFile, saveSafetensors } from "../weights/index.ts";
-import { draw } from "./draw.ts";
+import { DRAWN_TOGETHER, draw } from "./draw.ts";
 import { modelHash } from "./hash.ts";
 
 export interface ReferenceOptions {
@@ -43,7 +43,8 @@ export class Teacher implements AsyncDisposable {
   /** Loads a model with its own UNet, whatever few-step weights it brings along. */
   static async load(model: string, options: ReferenceOptions): Promise<Teacher> {
     const single = statSync(model).isFile();
-    const sdxl = await SDXL.load(model, single ? {} : { unet: weightsFile(join(model, "unet")) });
+    const own = single ? {} : { unet: weightsFile(join(model, "unet")) };
+    const sdxl = await SDXL.load(model, { ...own, expectedBatch: DRAWN_TOGETHER });
     if (sdxl.info.distilled !== undefined) {
       await sdxl.dispose();
       throw new Error(

@@ -23,6 +23,8 @@ import {
 import type { Prompt } from "./prompts.ts";
 
 export interface Run extends Pick<CompileOptions, "threads">, PrecisionOptions {
+  /** Pictures at a time that threads are chosen for. */
+  expectedBatch?: number;
   /** The text encoders' outputs, on which int8 layers of the UNet are measured. */
   encode?(prompts: readonly string[]): Promise<Prompt>;
 }
@@ -136,14 +138,15 @@ async function int8Part(part: Part, model: Components, run: Run): Promise<Kept> 
  */
 const ONE_THREAD = 1e9;
 
-/** Whether threads would slow down an evaluation of a network on the CPU, at the model's own size. */
-export function runsOnOneThread(g: Graph, { unet, tokenizers }: Components): boolean {
+/** Whether threads would slow down an evaluation of a network on the CPU, for B pictures of the model's own size. */
+export function runsOnOneThread(g: Graph, { unet, tokenizers }: Components, B = 1): boolean {
   const side = unet.sample_size ?? SAMPLE_SIDE;
-  return flopsOf(g, { B: 1, H: side, W: side, T: tokenizers[0].maxLength }) <= ONE_THREAD;
+  return flopsOf(g, { B, H: side, W: side, T: tokenizers[0].maxLength }) <= ONE_THREAD;
 }
 
-function threadsFor(g: Graph, model: Components, { device = "cpu", threads }: Run): number | undefined {
-  return device === "cpu" && runsOnOneThread(g, model) ? 1 : threads;
+function threadsFor(g: Graph, model: Components, run: Run): number | undefined {
+  const { device = "cpu", threads, expectedBatch } = run;
+  return device === "cpu" && runsOnOneThread(g, model, expectedBatch) ? 1 : threads;
 }
 
 /** Weights of a part, and which layers of it are int8. */

@@ -47,6 +47,8 @@ export interface LoadOptions extends ComponentOptions, PrecisionOptions {
   memoryLimit?: number;
   /** Most threads of a program; default all cores. Small networks run on one, which is faster. */
   threads?: number;
+  /** Pictures at a time that threads are chosen for; default 1. */
+  expectedBatch?: number;
   /** Prompts whose encoding is kept for the next time; default 0. */
   promptCache?: number;
   /** Called before each part is made ready. */
@@ -206,11 +208,11 @@ export class SDXL implements AsyncDisposable {
   static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
     const { device = "cpu", threads, promptCache, loraFolder, onLoad, memoryLimit, ...rest } = options;
-    const { precision, large, choices, onNotice } = rest;
+    const { precision, large, choices, onNotice, expectedBatch } = rest;
     const parts = await readComponents(model, rest);
     const library = new LoraLibrary(parts);
     const fixed = await Promise.all(parts.loras.map((lora) => library.place(lora)));
-    const run = { device, threads, precision, large, choices, onNotice };
+    const run = { device, threads, precision, large, choices, onNotice, expectedBatch };
     const plan = memoryPlanner(parts, run);
     const available = device === "cpu" ? (memoryLimit ?? availableMemory()) : undefined;
     if (available !== undefined)
