@@ -168,13 +168,18 @@ export interface AdversarialOptions {
   conditional: boolean;
   /** Whether D sees its latents noised again, at levels of their own (§3.7, the one-step stage). */
   renoise: boolean;
+  /** D's learning rate as a multiple of the student's; default 1. */
+  rate?: number;
 }
 
 /**
  * The teacher's walk; the student's update on L_G = −log p̂ with D frozen; D's on L_D = −log p − log(1 − p̂) with the
  * student frozen, on the same latents. p is D's probability that x_{t−ns} came from the teacher.
  */
-export function adversarialPasses(setting: Setting, { conditional, renoise }: AdversarialOptions): Pass[] {
+export function adversarialPasses(
+  setting: Setting,
+  { conditional, renoise, rate }: AdversarialOptions,
+): Pass[] {
   const { config, steps } = setting;
   const { sample, shape, levels, conditions, reached } = studentStep(setting);
   const B = shape[0];
@@ -210,6 +215,7 @@ export function adversarialPasses(setting: Setting, { conditional, renoise }: Ad
       loss: softplus(real.neg()).add(softplus(fake)).mean(),
       metrics: { accuracy_real: shareBelowZero(real.neg()), accuracy_fake: shareBelowZero(fake) },
       trains: isDiscriminator,
+      rate,
     },
   ];
 }

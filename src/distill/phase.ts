@@ -81,12 +81,13 @@ export function phaseSetting(
 }
 
 /** The passes of an objective. */
-export function passesOf(setting: Setting, { objective, renoise }: Phase): Pass[] {
+export function passesOf(setting: Setting, { objective, renoise, discriminatorRate }: Phase): Pass[] {
   if (objective === "lcm") return lcmPasses(setting);
   if (objective === "mse" || objective === "convert") return msePasses(setting);
   return adversarialPasses(setting, {
     conditional: objective === "conditional",
     renoise: renoise !== undefined,
+    rate: discriminatorRate,
   });
 }
 

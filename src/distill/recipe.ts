@@ -30,6 +30,8 @@ const phase = z.strictObject({
   renoise: z
     .strictObject({ timesteps: z.array(time).min(1), weights: z.array(z.number().positive()) })
     .optional(),
+  /** D's learning rate as a multiple of the student's (Heusel et al. 2017); default 1. */
+  discriminatorRate: z.number().positive().optional(),
   /** Instead of the recipe's, as are the next two. */
   optimizer: optimizer.optional(),
   batch: count.optional(),
@@ -126,15 +128,16 @@ function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undef
       if (phase.lora && j > 0 && !lora)
         return `${here}: a LoRA is trained before the whole network, not after`;
       lora = phase.lora !== undefined;
-      const { teacher = from, renoise, objective } = phase;
+      const { teacher = from, renoise, discriminatorRate, objective } = phase;
+      const adversarial = objective === "conditional" || objective === "unconditional";
       if (teacher !== from && !earlier.includes(teacher))
         return `${here}.teacher is ${teacher}; give one of ${[from, ...earlier].join(", ")}`;
       if (teacher !== from && teacher % to !== 0)
         return `${here}.teacher is ${teacher}, no multiple of ${to}`;
       if (renoise && renoise.weights.length !== renoise.timesteps.length)
         return `${here}.renoise has ${renoise.timesteps.length} timesteps and ${renoise.weights.length} weights`;
-      if (renoise && objective !== "conditional" && objective !== "unconditional")
-        return `${here}.renoise is for adversarial objectives; ${objective} has no discriminator`;
+      if ((renoise || discriminatorRate) && !adversarial)
+        return `${here}.${renoise ? "renoise" : "discriminatorRate"} is for adversarial objectives; ${objective} has no discriminator`;
       if (objective === "convert") {
         if (j > 0 || phase.lora) return `${here}: convert comes first and trains the whole network`;
         simple = true;

@@ -88,6 +88,8 @@ export interface Pass extends Partial<Loss> {
   name: string;
   /** Whether it trains the parameter of this key. Default: all that are not frozen. */
   trains?(key: string): boolean;
+  /** Its learning rate as a multiple of the step's; default 1. */
+  rate?: number;
   /** Values that later passes of the step take as inputs of these names. */
   outputs?: Readonly<Record<string, Value>>;
 }
@@ -100,6 +102,7 @@ interface PassPlan {
   /** Places of the parameters that it trains, one after the other in the flat arrays. */
   start: number;
   end: number;
+  rate: number;
   /** Name of the gradient norm in logs. */
   norm: string;
 }
@@ -311,7 +314,7 @@ export function passGraph(pass: Pass, frozen?: ReadonlyMap<string, unknown>): Gr
   return graph({ loss, ...metrics, ...outputs, ...Object.fromEntries(entries) });
 }
 
-function passPlan({ name, loss, metrics = {}, outputs = {} }: Pass, [start, end]: Range): PassPlan {
+function passPlan({ name, loss, metrics = {}, outputs = {}, rate = 1 }: Pass, [start, end]: Range): PassPlan {
   const logged = (metric: string) => (name === "" ? metric : `${name}_${metric}`);
   const names = Object.keys(metrics).map((m) => [m, logged(m)]);
   return {
@@ -319,6 +322,7 @@ function passPlan({ name, loss, metrics = {}, outputs = {} }: Pass, [start, end]
     outputs: Object.keys(outputs),
     start,
     end,
+    rate,
     norm: logged("grad_norm"),
   };
 }

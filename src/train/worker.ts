@@ -153,8 +153,11 @@ async function exchange(i: number, { count, scalars, clipNorm }: Exchange): Prom
   barrier();
   const norm = Math.sqrt(squares.reduce((a, b) => a + b, 0));
   const clip = clipNorm === undefined ? 1 : Math.min(1, clipNorm / (norm + 1e-6));
+  const { rate } = setup.passes[i];
+  const { learningRate = 0, stepSize, decay } = scalars;
+  const rated = { ...scalars, learningRate: rate * learningRate, stepSize: rate * stepSize, clip };
   for (const chunk of own) {
-    const values = { ...scalars, clip, decay: chunk.decays ? scalars.decay : 1 };
+    const values = { ...rated, decay: chunk.decays ? 1 - rate * (1 - decay) : 1 };
     const arrays = { p: parameters, ...Object.fromEntries(setup.stateNames.map((s, j) => [s, state[j]])) };
     const tensors: Record<string, Tensor> = { g: view(gradient, chunk) };
     for (const [name, value] of Object.entries(values)) tensors[name] = toOrt(Float32Array.of(value), []);

@@ -64,6 +64,11 @@ describe("a recipe that cannot be trained is told why", () => {
       "stages.0.phases.1: a LoRA of rank 8 cannot go on from one of rank 4",
     ],
     [
+      "a rate for no discriminator",
+      [{ ...first, phases: [phase("mse", { discriminatorRate: 4 })] }],
+      "stages.0.phases.0.discriminatorRate is for adversarial objectives; mse has no discriminator",
+    ],
+    [
       "noise for no discriminator",
       [{ ...first, phases: [phase("mse", { renoise: noisy })] }],
       "stages.0.phases.0.renoise is for adversarial objectives; mse has no discriminator",

@@ -351,6 +351,16 @@ describe("a step of several passes", () => {
     expect(Number(saved.c.data[0])).toBeCloseTo(0.4, 5);
   });
 
+  test("one may learn faster than the others", async () => {
+    const rated = passes.map((pass) => (pass.name === "critic" ? { ...pass, rate: 3 } : pass));
+    await using trainer = await ParallelTrainer.create({ passes: rated, optimizer, frozen, replicas: 1 });
+    await trainer.load({ w: floats([1], [1]), c: floats([1], [0.5]) });
+    await trainer.step([[batch(1)]], scalars);
+    const saved = await trainer.save();
+    expect(Number(saved.w.data[0])).toBeCloseTo(1.1, 5);
+    expect(Number(saved.c.data[0])).toBeCloseTo(0.5 - 3 * 0.1, 5);
+  });
+
   test("two that train the same are refused", async () => {
     const both = passes.map((pass) => ({ ...pass, trains: undefined }));
     await expect(ParallelTrainer.create({ passes: both, optimizer, frozen, replicas: 1 })).rejects.toThrow(
