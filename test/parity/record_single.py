@@ -17,16 +17,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from record_full import SDXL, module
 from record_models import GOLDENS, save
 from record_pipeline import generate
 from record_tokenizer import TEXTS
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 ROOT = Path(__file__).parents[2]
@@ -35,34 +36,6 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "conditioner.embedders.0.transformer.",
     "text_encoder_2": "conditioner.embedders.1.model.",
-}
-SDXL = {
-    "unet": {
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-        "layers_per_block": 2,
-    },
-    "vae": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "sample_size": 1024},
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-    },
-    "text_encoder_2": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "projection_dim": 1280,
-    },
 }
 SMALL = {
     "unet": {
@@ -99,21 +72,7 @@ CALLS = {
 
 
 def modules(sizes):
-    levels = len(sizes["vae"]["block_out_channels"])
-    return {
-        "unet": UNet2DConditionModel(
-            addition_embed_type="text_time", use_linear_projection=True, sample_size=128, **sizes["unet"]
-        ),
-        "vae": AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * levels,
-            up_block_types=["UpDecoderBlock2D"] * levels,
-            latent_channels=4,
-            scaling_factor=0.13025,
-            **sizes["vae"],
-        ),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_act="quick_gelu", **sizes["text_encoder"])),
-        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(hidden_act="gelu", **sizes["text_encoder_2"])),
-    }
+    return {name: module(name, sizes) for name in sizes}
 
 
 def digest(shapes):
