@@ -1,12 +1,13 @@
-"""Other engines on the SDXL folder that `npm run bench sdxl` generates: load, UNet step, picture in four steps, peak memory.
+"""Other engines on an SDXL folder, such as test/parity/record_full.py writes: load, UNet step, picture in four steps, peak memory.
 
     pip install torch diffusers transformers accelerate      # --engine torch-fp32, torch-bf16
-    pip install optimum-intel[openvino]                      # --engine openvino (converts once, beside the folder)
-    pip install stable-diffusion-cpp-python                  # --engine sd-cpp, sd-cpp-q8 (needs --checkpoint)
+    pip install "optimum-intel[openvino,diffusers]"          # --engine openvino, openvino-int8 (convert once, beside the folder)
+    pip install stable-diffusion-cpp-python                  # --engine sd-cpp, sd-cpp-q8 (need --checkpoint; it builds from source)
     python bench/peers/sdxl.py FOLDER [--engine NAME ...] [--sides 512 1024] [--threads N]
 
-Each engine runs in a process of its own. One that is not installed is skipped with a sentence. stable-diffusion.cpp
-reads single files: `--checkpoint` names one (fewstep's `saveCheckpoint` writes it).
+Each engine runs in a process of its own. One that is not installed is skipped with a sentence. `openvino` has weights in
+half precision, `openvino-int8` in int8, which is what optimum-intel takes for networks of this size when it is not told
+otherwise. stable-diffusion.cpp reads single files: `--checkpoint` names one (`fewstep convert FOLDER FILE.safetensors`).
 """
 
 import argparse
@@ -23,7 +24,8 @@ STEPS, ROUNDS = 4, 3
 NEEDS = {
     "torch-fp32": ["torch", "diffusers", "transformers"],
     "torch-bf16": ["torch", "diffusers", "transformers"],
-    "openvino": ["openvino", "optimum.intel"],
+    "openvino": ["openvino", "optimum.intel", "diffusers"],
+    "openvino-int8": ["openvino", "optimum.intel", "diffusers"],
     "sd-cpp": ["stable_diffusion_cpp"],
     "sd-cpp-q8": ["stable_diffusion_cpp"],
 }
@@ -36,30 +38,41 @@ def installed(module: str) -> bool:
         return False
 
 
-def load_torch(args, dtype: str):
+def load_torch(args, name: str):
     import torch
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
     torch.set_num_threads(args.threads)
-    kind = {"torch-fp32": torch.float32, "torch-bf16": torch.bfloat16}[dtype]
-    pipe = StableDiffusionXLPipeline.from_pretrained(args.folder, torch_dtype=kind)
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    return pipe
+    kind = {"torch-fp32": torch.float32, "torch-bf16": torch.bfloat16}[name]
+    return StableDiffusionXLPipeline.from_pretrained(args.folder, torch_dtype=kind)
 
 
-def load_openvino(args):
+def converted(args, name: str) -> str:
+    return f"{args.folder.rstrip('/')}-{name}"
+
+
+def convert_openvino(args, name: str) -> None:
+    """In a process of its own, whose memory does not count."""
+    if os.path.exists(converted(args, name)):
+        return
+    weights = "int8" if name == "openvino-int8" else "fp16"
+    command = ["optimum-cli", "export", "openvino", "--model", args.folder, "--task", "text-to-image"]
+    subprocess.run([*command, "--weight-format", weights, converted(args, name)], check=True)
+
+
+def load_openvino(args, name: str):
     from optimum.intel import OVStableDiffusionXLPipeline
 
-    converted = args.folder.rstrip("/") + "-openvino"
-    if not os.path.exists(converted):
-        OVStableDiffusionXLPipeline.from_pretrained(args.folder, export=True, compile=False).save_pretrained(converted)
     config = {"INFERENCE_NUM_THREADS": str(args.threads)}
-    return OVStableDiffusionXLPipeline.from_pretrained(converted, ov_config=config)
+    return OVStableDiffusionXLPipeline.from_pretrained(converted(args, name), ov_config=config)
 
 
 def measure_pipeline(args, name: str) -> None:
+    from diffusers import EulerDiscreteScheduler
+
     began = time.perf_counter()
-    pipe = load_openvino(args) if name == "openvino" else load_torch(args, name)
+    pipe = load_openvino(args, name) if name.startswith("openvino") else load_torch(args, name)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     pipe.set_progress_bar_config(disable=True)
     print(f"{name}: load {time.perf_counter() - began:.2f} s")
     for side in args.sides:
@@ -71,19 +84,16 @@ def measure_pipeline(args, name: str) -> None:
                 times.append(time.perf_counter())
                 return kwargs
 
-            extra = {} if name == "openvino" else {"callback_on_step_end": on_step}
+            size = {"height": side, "width": side}
             began = time.perf_counter()
-            pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=1.0, height=side, width=side, **extra)
+            pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=1.0, **size, callback_on_step_end=on_step)
             totals.append(time.perf_counter() - began)
-            steps += [b - a for a, b in zip(times, times[1:])]
-        step = f", UNet step {statistics.median(steps):.2f} s" if steps else ""
-        print(f"{name}: {side}x{side}, {STEPS} steps {statistics.median(totals[1:]):.2f} s{step}")
+            steps.append([b - a for a, b in zip(times, times[1:])])
+        step = statistics.median(sum(steps[1:], []))  # the first round warms up
+        print(f"{name}: {side}x{side}, {STEPS} steps {statistics.median(totals[1:]):.2f} s, UNet step {step:.2f} s")
 
 
 def measure_sd_cpp(args, name: str) -> None:
-    if not args.checkpoint:
-        print(f"{name}: skipped, it reads single files: give one with --checkpoint")
-        return
     from stable_diffusion_cpp import StableDiffusion
 
     began = time.perf_counter()
@@ -121,12 +131,18 @@ def main() -> None:
         if missing:
             print(f"{name}: skipped, {' and '.join(missing)} is not installed (see the top of this file)")
             continue
+        if name.startswith("sd-cpp") and not args.checkpoint:
+            print(f"{name}: skipped, it reads single files: give one with --checkpoint")
+            continue
         rest = ["--sides", *map(str, args.sides), "--threads", str(args.threads), "--here"]
         if args.checkpoint:
             rest += ["--checkpoint", args.checkpoint]
-        done = subprocess.run([sys.executable, __file__, args.folder, "--engine", name, *rest])
-        if done.returncode:
-            print(f"{name}: failed")
+        try:
+            if name.startswith("openvino"):
+                convert_openvino(args, name)
+            subprocess.run([sys.executable, __file__, args.folder, "--engine", name, *rest], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{name}: failed, {error}")
 
 
 if __name__ == "__main__":

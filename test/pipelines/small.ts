@@ -50,13 +50,17 @@ export type Networks = Record<Network, Map<string, HostTensor>>;
 /** Values drawn for one tensor; longer ones repeat them. A prime, so that no two rows are alike. */
 const MOST = 262139;
 
-/** Norms near one, biases near zero, and matrices that keep the size of what they multiply. */
-function random(parameters: ParameterShapes, seed: number): Map<string, HostTensor> {
+/** Norms near one, biases near zero, and matrices that keep the size of what they multiply, times `gain`. */
+export function randomTensors(
+  parameters: ParameterShapes,
+  seed: number,
+  gain = 1.2,
+): Map<string, HostTensor> {
   const g = new Generator(seed);
   return new Map(
     Object.entries(parameters).map(([name, shape]) => {
       const fanIn = shape.slice(1).reduce((n, d) => n * d, 1);
-      const scale = shape.length < 2 ? 0.1 : /embedding\.weight$/.test(name) ? 0.3 : 1.2 / Math.sqrt(fanIn);
+      const scale = shape.length < 2 ? 0.1 : /embedding\.weight$/.test(name) ? 0.3 : gain / Math.sqrt(fanIn);
       const offset = shape.length < 2 && /norm\w*\.weight$/.test(name) ? 1 : 0;
       const size = sizeOf(shape);
       const { data: values } = g.randn([Math.min(size, MOST)]);
@@ -68,7 +72,7 @@ function random(parameters: ParameterShapes, seed: number): Map<string, HostTens
 
 export function smallNetworks(): Networks {
   const parameters = networkParameters(SMALL);
-  return Object.fromEntries(NETWORKS.map((n, i) => [n, random(parameters[n], i + 1)])) as Networks;
+  return Object.fromEntries(NETWORKS.map((n, i) => [n, randomTensors(parameters[n], i + 1)])) as Networks;
 }
 
 const CHECKPOINT = {
