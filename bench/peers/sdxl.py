@@ -129,7 +129,7 @@ def main() -> None:
     for name in args.engine:
         missing = [module for module in NEEDS[name] if not installed(module)]
         if missing:
-            print(f"{name}: skipped, {' and '.join(missing)} is not installed (see the top of this file)")
+            print(f"{name}: skipped, not installed: {', '.join(missing)} (see the top of this file)")
             continue
         if name.startswith("sd-cpp") and not args.checkpoint:
             print(f"{name}: skipped, it reads single files: give one with --checkpoint")
