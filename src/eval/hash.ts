@@ -17,7 +17,8 @@ const PARTS = ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "toke
 export async function modelHash(model: string, parts: readonly string[] = PARTS): Promise<string> {
   if (statSync(model).isFile()) return fileHash(model);
   const hash = createHash("sha256");
-  const { fewstep: _, ...index } = await readJson(join(model, "model_index.json"));
+  const file = join(model, "model_index.json"); // a judge has none
+  const { fewstep: _, ...index } = existsSync(file) ? await readJson(file) : {};
   hash.update(JSON.stringify(index));
   for (const part of parts.filter((name) => existsSync(join(model, name))))
     for (const name of readdirSync(join(model, part)).sort()) {

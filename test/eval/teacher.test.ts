@@ -143,3 +143,9 @@ test("a model's hash is that of what decides its pictures", async () => {
   expect(await modelHash(at("model"))).not.toBe(whole);
   expect(await modelHash(at("model", UNET))).toBe(await fileHash(at("model", UNET)));
 });
+
+test("a folder with networks alone has a hash", async () => {
+  renameSync(at("model/model_index.json"), at("model_index.json"));
+  const parts = await modelHash(at("model"), ["unet"]);
+  expect(await modelHash(at("model"), ["unet", "vae"])).not.toBe(parts);
+});
