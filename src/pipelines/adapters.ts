@@ -23,6 +23,8 @@ export type PartShapes = Readonly<Record<Part, ReadonlyMap<string, readonly numb
 
 /** The changes of an adapter file, by part and parameter. */
 export interface LoadedLora extends Lora {
+  /** Tells its file, as it was read, from others. */
+  version: string;
   deltas: Readonly<Record<Part, ReadonlyMap<string, Delta>>>;
   /** What the file holds that has no use here, one sentence each. */
   warnings: readonly string[];
@@ -41,13 +43,14 @@ const PREFIXES: Readonly<Record<LoraNetwork, string>> = {
 /**
  * Matches an adapter file with a model.
  * @param whole reads its tensors; otherwise their places are given.
+ * @param version of the file.
  * @throws one sentence when it does not fit.
  */
 export async function loadLora(
   lora: Lora,
   { unet }: Pick<Components, "unet">,
   shapes: PartShapes,
-  { whole = false } = {},
+  { whole = false, version = "" } = {},
 ): Promise<LoadedLora> {
   await using file = await SafetensorsFile.open(lora.path);
   const below = (prefix: string): LoraTarget => ({ parameters: strip(shapes.text, prefix) });
@@ -71,7 +74,7 @@ export async function loadLora(
     ignored.length > 0
       ? [`${lora.name} has ${ignored.length} keys without use here, such as ${ignored[0]}`]
       : [];
-  return { ...lora, deltas: found, warnings };
+  return { ...lora, version, deltas: found, warnings };
 }
 
 function strip(shapes: ReadonlyMap<string, readonly number[]>, prefix: string): LoraTarget["parameters"] {

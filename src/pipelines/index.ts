@@ -8,6 +8,7 @@ export { describeModel, type ModelDescription, type ModelInfo } from "./info.ts"
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
 export { addedStrengths, loraFolder, loraTags, promptLoras, resolveTags } from "./lora_tags.ts";
 export { type MemoryPlan, planText } from "./memory.ts";
+export type { LoadedPart } from "./networks.ts";
 export { GeneratedPicture, type PictureSettings } from "./picture.ts";
 export { PRECISIONS, type Precision } from "./precision.ts";
 export {

@@ -201,44 +201,60 @@ export interface Adapted extends AsyncDisposable {
 interface Held {
   program: Program;
   users: number;
+  /** Called when it was freed after its last use. */
+  freed?: () => void;
 }
 
 const NO_ROOM: Layout = { products: new Map(), differences: new Map(), apart: [] };
 
-/** A program whose adapters may be others at every run. It is compiled anew only for adapters it has no room for. */
+/**
+ * A program whose adapters may be others at every run. It is compiled when it is first used, and again after it was
+ * released, or for adapters that it has no room for; room costs nothing where there are none.
+ */
 export class AdaptableProgram implements AsyncDisposable {
-  private readonly part: Part;
-  private readonly compile: (layout?: Layout) => Promise<Program>;
+  private readonly compile: (layout: Layout) => Promise<Program>;
+  private readonly part?: Part;
   private layout = NO_ROOM;
   private held?: Held;
   /** One adapter set at a time is prepared. */
   private turn: Promise<unknown> = Promise.resolve();
   private last?: { loras: readonly Weighted[]; feeds: Record<string, HostTensor> };
 
-  private constructor(part: Part, compile: (layout?: Layout) => Promise<Program>, program: Program) {
-    this.part = part;
+  /** @param part whose changes go on it; none for a program that adapters leave alone. */
+  constructor(compile: (layout: Layout) => Promise<Program>, part?: Part) {
     this.compile = compile;
-    this.held = { program, users: 0 };
-  }
-
-  /** Compiled without room for adapters, which costs nothing where there are none. */
-  static async create(part: Part, compile: (layout?: Layout) => Promise<Program>): Promise<AdaptableProgram> {
-    return new AdaptableProgram(part, compile, await compile());
+    this.part = part;
   }
 
   /** @param loras with their tensors. */
-  with(loras: readonly LoadedLora[]): Promise<Adapted> {
-    const turn = this.turn.then(() => this.prepare(loras));
+  with(loras: readonly LoadedLora[] = []): Promise<Adapted> {
+    return this.inTurn(() => this.prepare(loras));
+  }
+
+  /** Gives its memory back, as soon as nobody holds it. */
+  release(): Promise<void> {
+    return this.inTurn(async () => {
+      const old = this.held;
+      this.held = undefined;
+      if (old?.users === 0) await old.program.dispose();
+      else if (old) await new Promise<void>((resolve) => (old.freed = resolve));
+    });
+  }
+
+  private inTurn<T>(act: () => Promise<T>): Promise<T> {
+    const turn = this.turn.then(act);
     this.turn = turn.catch(() => {});
     return turn;
   }
 
   private async prepare(loras: readonly LoadedLora[]): Promise<Adapted> {
-    const weighted = loras
-      .map((lora) => ({ deltas: lora.deltas[this.part], strength: strengthOn(this.part, lora) }))
+    const { part } = this;
+    const weighted = (part === undefined ? [] : loras)
+      .map((lora) => ({ deltas: lora.deltas[part!], strength: strengthOn(part!, lora) }))
       .filter(({ deltas, strength }) => deltas.size > 0 && strength !== 0);
     const need = layoutOf(weighted.map(({ deltas }) => deltas));
-    if (!this.held || !placesIn(this.layout, need)) await this.recompile(widened(this.layout, need));
+    const fits = placesIn(this.layout, need) !== undefined;
+    if (!this.held || !fits) await this.recompile(fits ? this.layout : widened(this.layout, need));
     const held = this.held!;
     held.users++;
     if (!this.last || !areSame(this.last.loras, weighted))
@@ -248,7 +264,9 @@ export class AdaptableProgram implements AsyncDisposable {
       run: (own) => held.program.run({ ...own, ...feeds }),
       [Symbol.asyncDispose]: async () => {
         held.users--;
-        if (held !== this.held && held.users === 0) await held.program.dispose();
+        if (held === this.held || held.users > 0) return;
+        await held.program.dispose();
+        held.freed?.();
       },
     };
   }

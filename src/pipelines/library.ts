@@ -31,9 +31,10 @@ export class LoraLibrary {
   /** An adapter with its tensors; a file that is as it was is not read again. */
   async load(lora: Lora): Promise<LoadedLora> {
     const { mtimeMs, size } = await stat(lora.path);
-    const key = JSON.stringify([lora.path, mtimeMs, size, lora.config]);
-    const loaded = this.loaded.get(key) ?? (await loadLora(lora, this.model, this.shapes, { whole: true }));
-    this.loaded.set(key, loaded);
+    const version = JSON.stringify([lora.path, mtimeMs, size, lora.config]);
+    const read = () => loadLora(lora, this.model, this.shapes, { whole: true, version });
+    const loaded = this.loaded.get(version) ?? (await read());
+    this.loaded.set(version, loaded);
     return { ...loaded, ...lora };
   }
 }

@@ -16,11 +16,23 @@ export interface PartPlan {
   activations: number;
 }
 
+/** What is loaded and released as one, in the order of use. */
+export const PROGRAMS = ["text encoders", "UNet", "VAE decoder"] as const;
+export type ProgramName = (typeof PROGRAMS)[number];
+
 export interface MemoryPlan {
-  parts: Readonly<Record<"text encoders" | "UNet" | "VAE decoder", PartPlan>>;
+  parts: Readonly<Record<ProgramName, PartPlan>>;
   /** Bytes that loading all networks takes, and that drawing with them takes. */
   loading: number;
   drawing: number;
+  /** The same where they take turns, one in memory at a time: the most that one of them takes. */
+  alone: { loading: number; drawing: number };
+  /** Bytes that may be used; undefined where that is not known. */
+  available?: number;
+  /** Which others may stay in memory while one is loaded and works. */
+  beside: Readonly<Record<ProgramName, readonly ProgramName[]>>;
+  /** Whether pictures are decoded by tiles. */
+  tiled: boolean;
 }
 
 /** Of the process before it loads anything. */
@@ -39,14 +51,20 @@ export interface PlanSize {
   tiling: VaeTiling;
 }
 
-/** Estimates from a model's networks, whose graphs are built once; nothing is loaded. Adapters are not counted. */
-export function memoryPlanner(model: Components, run: PrecisionOptions) {
+/** Those that are worth most in memory go first: what takes longest to load and is used next. */
+const WORTH: readonly ProgramName[] = ["UNet", "VAE decoder", "text encoders"];
+
+/**
+ * Estimates from a model's networks, whose graphs are built once; nothing is loaded. Adapters are not counted.
+ * @param available bytes; without them everything may stay in memory.
+ */
+export function memoryPlanner(model: Components, run: PrecisionOptions, available?: number) {
   const [text, unet] = [GRAPHS.text(model, rootScope()), GRAPHS.unet(model, rootScope())];
   const graphs = { text, unet, vae: vaeGraph(model) };
   const known = new Map<string, MemoryPlan>();
   return (size: PlanSize): MemoryPlan => {
     const key = JSON.stringify(size);
-    const plan = known.get(key) ?? estimate(model, graphs, run, size);
+    const plan = known.get(key) ?? estimate(model, graphs, run, size, available);
     known.set(key, plan);
     return plan;
   };
@@ -57,6 +75,7 @@ function estimate(
   { text, unet, vae }: Readonly<Record<"text" | "unet" | "vae", Graph>>,
   run: PrecisionOptions,
   { width, height, batch, rows, tiling }: PlanSize,
+  available?: number,
 ): MemoryPlan {
   const [H, W] = [height / autoencoder.factor, width / autoencoder.factor];
   const T = tokenizers[0].maxLength;
@@ -74,9 +93,38 @@ function estimate(
   const weights = PROCESS + all.reduce((sum, part) => sum + part.weights, 0);
   return {
     parts,
-    loading: weights + most((part) => part.weights * (LOADING[part.precision] - 1)),
+    loading: weights + most(extra),
     drawing: weights + most((part) => part.activations),
+    alone: {
+      loading: PROCESS + most((part) => part.weights + extra(part)),
+      drawing: PROCESS + most((part) => part.weights + part.activations),
+    },
+    available,
+    beside: Object.fromEntries(
+      PROGRAMS.map((name) => [name, staying(name, parts, available)]),
+    ) as unknown as MemoryPlan["beside"],
+    tiled: tiles !== undefined,
   };
+}
+
+/** What loading takes beside the weights that stay. */
+function extra({ weights, precision }: PartPlan): number {
+  return weights * (LOADING[precision] - 1);
+}
+
+function staying(name: ProgramName, parts: MemoryPlan["parts"], available = Infinity): ProgramName[] {
+  const own = parts[name];
+  let left = available - PROCESS - own.weights - Math.max(own.activations, extra(own));
+  return WORTH.filter((other) => {
+    const stays = other !== name && parts[other].weights <= left;
+    if (stays) left -= parts[other].weights;
+    return stays;
+  });
+}
+
+/** Whether all networks may stay in memory. */
+export function areTogether({ beside }: MemoryPlan): boolean {
+  return Object.values(beside).every((others) => others.length === PROGRAMS.length - 1);
 }
 
 function planOf(g: Graph, sizes: Readonly<Record<string, number>>, precision: "fp32" | "int8"): PartPlan {
@@ -91,29 +139,44 @@ function bytesText(bytes: number): string {
 }
 
 /** The plan as lines: one for each network, and one for all. */
-export function planText({ parts, loading, drawing }: MemoryPlan): string[] {
-  const lines = Object.entries(parts).map(
-    ([name, { precision, weights, activations }]) =>
-      `${name}: ${precision}, weights ${bytesText(weights)}, activations ${bytesText(activations)}`,
-  );
-  return [...lines, `loading ${bytesText(loading)}, drawing ${bytesText(drawing)}`];
+export function planText(plan: MemoryPlan): string[] {
+  const { parts, loading, drawing, alone, available, beside } = plan;
+  const lines = PROGRAMS.map((name) => {
+    const { precision, weights, activations } = parts[name];
+    const goesFor = PROGRAMS.filter((other) => other !== name && !beside[other].includes(name));
+    const turn = goesFor.length > 0 ? `; released for ${goesFor.join(" and ")}` : "";
+    return `${name}: ${precision}, weights ${bytesText(weights)}, activations ${bytesText(activations)}${turn}`;
+  });
+  const need = (what: { loading: number; drawing: number }) =>
+    `loading ${bytesText(what.loading)}, drawing ${bytesText(what.drawing)}`;
+  const free = available === undefined ? "" : `; ${bytesText(available)} are free`;
+  const all = `all in memory: ${need({ loading, drawing })}`;
+  return [...lines, areTogether(plan) ? all + free : `${all}${free}; taking turns: ${need(alone)} at least`];
 }
 
-/** @throws one sentence when there is no room for what is begun. */
+/**
+ * @param begun what is to fit: loading, or drawing as well.
+ * @throws one sentence when the largest network does not.
+ */
 export function checkMemory(
-  { parts: { UNet: unet }, loading, drawing }: MemoryPlan,
-  available: number,
+  { parts, alone, available = Infinity, tiled }: MemoryPlan,
   begun: "loading" | "drawing",
   what: string,
 ): void {
-  const needed = { loading, drawing: Math.max(loading, drawing) }[begun];
+  const isDrawing = begun === "drawing" && alone.loading <= available;
+  const takes = ({ weights, ...part }: PartPlan) =>
+    PROCESS + weights + (isDrawing ? part.activations : extra({ weights, ...part }));
+  const largest = PROGRAMS.reduce((a, b) => (takes(parts[b]) > takes(parts[a]) ? b : a));
+  const needed = takes(parts[largest]);
   if (needed <= available) return;
+  const { precision } = parts[largest];
   const ways = [
-    ...(unet.precision === "fp32" ? ["precision int8"] : []),
-    ...(begun === "drawing" && loading <= available ? ["a smaller size"] : []),
+    ...(largest === "UNet" && precision === "fp32" ? ["precision int8"] : []),
+    ...(largest === "VAE decoder" && isDrawing && !tiled ? ["VAE tiling"] : []),
+    ...(isDrawing ? ["a smaller size"] : []),
   ];
   throw new Error(
-    `${what} with an ${unet.precision} UNet needs ${bytesText(needed)} of memory, ` +
+    `${what} needs ${bytesText(needed)} of memory for the ${largest} in ${precision} alone, ` +
       `${bytesText(available)} are free; use ${ways.join(" or ") || "a machine with more memory"}`,
   );
 }

@@ -154,23 +154,30 @@ interface Kept extends Pick<PlacedWeights, "weights"> {
   layers?: ReadonlySet<string>;
 }
 
+/** Makes the program of a network, as often as it is needed. */
+export interface Compiler {
+  /** Finds the weights and checks them, and makes those of int8 networks. Nothing is loaded. */
+  prepare(): Promise<unknown>;
+  /** @param layout of adapters; default none. */
+  compile(layout?: Layout): Promise<Program>;
+}
+
 /**
- * Compiles a part with some adapters in its weights for good, and with room for others, which are then inputs. Where
- * weights lie is found once for all its programs.
+ * A part with some adapters in its weights for good, and with room for others, which are then inputs. Where weights lie
+ * is found once for all its programs.
  */
 export function partCompiler(
   part: Part,
   model: Components,
   fixed: readonly LoadedLora[],
   run: Run,
-): (layout?: Layout) => Promise<Program> {
+): Compiler {
   const plain = GRAPHS[part](model, rootScope());
   const how = { device: run.device, threads: threadsFor(plain, model, run) };
   const isInt8 = precisionOf(part, plain, run) === "int8";
-  let kept: Kept | undefined;
-  return async (layout) => {
-    kept ??= await (isInt8 ? int8Part(part, model, run) : partWeights(part, model));
-    const { weights, layers } = kept;
+  const prepare = once((): Promise<Kept> => (isInt8 ? int8Part(part, model, run) : partWeights(part, model)));
+  const compileWith = async (layout?: Layout): Promise<Program> => {
+    const { weights, layers } = await prepare();
     const factors = new PlacedWeights();
     placeFactors(factors, part, fixed);
     const changes = (name: string): Change[] => [
@@ -181,19 +188,27 @@ export function partCompiler(
     const g = layers ? int8Graph(build, layers, changes) : build(changedScope(rootScope(), changes));
     return compile(g, { weights: new Map([...weights, ...factors.weights]), ...how });
   };
+  return { prepare, compile: compileWith };
 }
 
 /** Keys of a VAE that decoding leaves alone. */
 const ENCODER = /^(encoder|quant_conv)\./;
 
 /** `latents` [B,4,h,w], not scaled → `pictures` [B,3,H,W]. */
-export async function compileVae(model: Components, run: Run): Promise<Program> {
+export function vaeCompiler(model: Components, run: Run): Compiler {
   const g = vaeGraph(model);
-  return compile(g, {
-    ...(await weightsOf(g, { "": await model.weights("vae") }, ENCODER)),
-    device: run.device,
-    threads: threadsFor(g, model, run),
-  });
+  const how = { device: run.device, threads: threadsFor(g, model, run) };
+  const prepare = once(async () => weightsOf(g, { "": await model.weights("vae") }, ENCODER));
+  return { prepare, compile: async () => compile(g, { ...(await prepare()), ...how }) };
+}
+
+/** What `f` gave when it first succeeded. */
+function once<T>(f: () => Promise<T>): () => Promise<T> {
+  let known: { value: T } | undefined;
+  return async () => {
+    known ??= { value: await f() };
+    return known.value;
+  };
 }
 
 export function vaeGraph({ vae }: Pick<Components, "vae">): Graph {

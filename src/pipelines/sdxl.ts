@@ -5,7 +5,6 @@
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { availableMemory, type Picture, readPlanes } from "../platform/index.ts";
-import type { Program } from "../runtime/index.ts";
 import {
   guide,
   type NoiseRule,
@@ -28,17 +27,18 @@ import {
   readComponents,
 } from "./components.ts";
 import { type SizeConditioning, sizesIn, timeIds } from "./conditioning.ts";
-import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts, firstChunks } from "./encode.ts";
+import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.ts";
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
-import { AdaptableProgram, type Adapted } from "./layout.ts";
+import type { Adapted } from "./layout.ts";
 import { LoraLibrary } from "./library.ts";
 import { addedStrengths, loraTags, promptLoras } from "./lora_tags.ts";
 import { checkMemory, type MemoryPlan, memoryPlanner, type PlanSize } from "./memory.ts";
+import { type LoadedPart, Networks } from "./networks.ts";
 import { GeneratedPicture } from "./picture.ts";
 import type { PrecisionOptions } from "./precision.ts";
 import { type LatentRgb, latentPicture, latentRgb } from "./preview.ts";
-import { compileVae, partCompiler } from "./programs.ts";
+import type { Run } from "./programs.ts";
 import { eachRow, joinedPrompts, type Prompt, type PromptCache, promptCacheOf } from "./prompts.ts";
 import { tiledDecode, tilesFor, type VaeTiling } from "./tiling.ts";
 
@@ -49,19 +49,12 @@ export interface LoadOptions extends ComponentOptions, PrecisionOptions {
   threads?: number;
   /** Pictures at a time that threads are chosen for; default 1. */
   expectedBatch?: number;
-  /** Prompts whose encoding is kept for the next time; default 0. */
+  /** Prompts whose encoding is kept for the next time; default 16. */
   promptCache?: number;
-  /** Called before each part is made ready. */
+  /** Called before a network is loaded, which may be again where networks take turns in memory. */
   onLoad?: (part: LoadedPart) => void;
   /** Folder of adapters that prompts may name: `<lora:name:0.8>` is `name.safetensors` in it or below. */
   loraFolder?: string;
-}
-
-export interface LoadedPart {
-  name: "text encoders" | "UNet" | "VAE";
-  /** From 0. */
-  i: number;
-  total: number;
 }
 
 export interface GenerateOptions extends EncodeOptions, SizeConditioning {
@@ -112,7 +105,7 @@ export type PreviewMethod = "auto" | "vae" | "latent2rgb";
 /** Pixels of pictures that previews are decoded of. */
 const SMALL = 2 ** 14;
 
-/** Seconds of each part of the last call. */
+/** Seconds of each part of the last call; `load` of all loading since the model was opened, which the others leave out. */
 export interface Timings {
   load: number;
   encode: number;
@@ -166,14 +159,10 @@ export class SDXL implements AsyncDisposable {
   private readonly parts: Components;
   private readonly library: LoraLibrary;
   private readonly loraFolder?: string;
-  private readonly textProgram: AdaptableProgram;
-  private readonly unetProgram: AdaptableProgram;
-  private readonly vaeProgram: Program;
+  private readonly networks: Networks;
   private readonly known?: PromptCache;
   private latentRgb?: Promise<LatentRgb>;
   private readonly plan: ReturnType<typeof memoryPlanner>;
-  /** Bytes that there were before loading; undefined where they are not known. */
-  private readonly memory?: number;
   private readonly fixedWarnings: readonly string[];
   /** Of the last pictures. */
   private last: Wish;
@@ -182,64 +171,56 @@ export class SDXL implements AsyncDisposable {
     parts: Components,
     fixed: readonly LoadedLora[],
     library: LoraLibrary,
-    [text, unetProgram, vae]: readonly [AdaptableProgram, AdaptableProgram, Program],
-    memory: { plan: ReturnType<typeof memoryPlanner>; available?: number },
-    { promptCache = 0, loraFolder }: Pick<LoadOptions, "promptCache" | "loraFolder">,
+    plan: ReturnType<typeof memoryPlanner>,
+    run: Run,
+    { promptCache = 16, loraFolder, onLoad }: Pick<LoadOptions, "promptCache" | "loraFolder" | "onLoad">,
   ) {
-    this.plan = memory.plan;
-    this.memory = memory.available;
+    this.plan = plan;
     this.parts = parts;
     this.loraFolder = loraFolder;
     this.library = library;
     this.last = { prompts: [], parts, loras: [] };
     this.fixedWarnings = fixed.flatMap(({ warnings }) => warnings);
     if (promptCache > 0) this.known = promptCacheOf(promptCache);
-    this.textProgram = text;
-    this.unetProgram = unetProgram;
-    this.vaeProgram = vae;
+    const onLoaded = (seconds: number): void => {
+      this.timings.load += seconds;
+    };
+    this.networks = new Networks(parts, { fixed, run, plan, onLoad, onLoaded });
     this.info = modelInfo(parts);
   }
 
   /**
    * Loads a model folder in diffusers layout, a single-file checkpoint, or a model of the hub that was pulled
-   * (`org/name`); by default the bundled model.
-   * @throws one sentence when a component is missing or does not fit its config, or memory is short.
+   * (`org/name`); by default the bundled model. Where memory is short, its networks are loaded when it is their turn.
+   * @throws one sentence when a component is missing or does not fit its config, or memory is short for one network.
    */
   static async load(model = bundledModel(), options: LoadOptions = {}): Promise<SDXL> {
     const started = performance.now();
-    const { device = "cpu", threads, promptCache, loraFolder, onLoad, memoryLimit, ...rest } = options;
+    const { device = "cpu", threads, memoryLimit, ...rest } = options;
     const { precision, large, choices, onNotice, expectedBatch } = rest;
     const parts = await readComponents(model, rest);
     const library = new LoraLibrary(parts);
     const fixed = await Promise.all(parts.loras.map((lora) => library.place(lora)));
     const run = { device, threads, precision, large, choices, onNotice, expectedBatch };
-    const plan = memoryPlanner(parts, run);
     const available = device === "cpu" ? (memoryLimit ?? availableMemory()) : undefined;
-    if (available !== undefined)
-      checkMemory(plan(usualSize(parts)), available, "loading", `loading ${parts.name}`);
-    const loading = (name: LoadedPart["name"], i: number): void => onLoad?.({ name, i, total: 3 });
-    loading("text encoders", 0);
-    const text = await AdaptableProgram.create("text", partCompiler("text", parts, fixed, run));
-    loading("UNet", 1);
-    const encode = async (prompts: readonly string[]): Promise<Prompt> => {
-      await using program = await text.with([]);
-      return (await program.run(firstChunks(parts, prompts))) as unknown as Prompt;
-    };
-    const compile = partCompiler("unet", parts, fixed, { ...run, encode });
-    const unet = await AdaptableProgram.create("unet", compile);
-    loading("VAE", 2);
-    const programs = [text, unet, await compileVae(parts, run)] as const;
-    const memory = { plan, available };
-    const sdxl = new SDXL(parts, fixed, library, programs, memory, { promptCache, loraFolder });
+    const plan = memoryPlanner(parts, run, available);
+    const size = usualSize(parts);
+    checkMemory(plan(size), "loading", `loading ${parts.name}`);
+    const sdxl = new SDXL(parts, fixed, library, plan, run, rest);
+    await sdxl.networks.load(size);
     sdxl.timings.load = (performance.now() - started) / 1000;
     return sdxl;
   }
 
   /** What memory pictures of some size take, estimated. */
   memoryPlan(options: GenerateOptions = {}): MemoryPlan {
+    return this.plan(this.planSize(options));
+  }
+
+  private planSize(options: GenerateOptions): PlanSize {
     const { batch, guidance } = this.settings(options, this.parts);
     const { vaeTiling: tiling = "auto" } = options;
-    return this.plan({ ...this.size(options), batch, rows: guidance > 1 ? 2 * batch : batch, tiling });
+    return { ...this.size(options), batch, rows: guidance > 1 ? 2 * batch : batch, tiling };
   }
 
   /** What these options and this prompt may get wrong, one sentence each; with the adapters of the last pictures. */
@@ -315,12 +296,10 @@ export class SDXL implements AsyncDisposable {
     const { steps, guidance, seed, noiseRule, negativePrompt, sampler, ...rest } = settings;
     const { batch: each, signal, schedule, guidanceRescale: rescale } = rest;
     const { width, height } = this.size(options);
-    let started = performance.now();
+    const encoding = this.stopwatch();
     const batch = prompts.length * each;
-    if (this.memory !== undefined) {
-      const plan = this.memoryPlan({ ...options, batch });
-      checkMemory(plan, this.memory, "drawing", `a picture of ${width}×${height}`);
-    }
+    const planned = this.planSize({ ...options, batch });
+    checkMemory(this.plan(planned), "drawing", `a picture of ${width}×${height}`);
     const ids = timeIds(options, [height, width]);
     const told = (encoded: Prompt, timeIds: readonly number[]): Condition => ({
       ...encoded,
@@ -333,7 +312,7 @@ export class SDXL implements AsyncDisposable {
       return eachRow(await this.encode([negativePrompt], { ...options, clipSkip: 0 }, loras), batch);
     };
     const negative = guidance > 1 ? told(await encodeNegative(), ids.negative) : positive;
-    this.timings.encode = (performance.now() - started) / 1000;
+    this.timings.encode = encoding();
 
     const factor = this.info.vaeScaleFactor;
     const shape = [batch, this.parts.unet.in_channels, height / factor, width / factor];
@@ -343,7 +322,7 @@ export class SDXL implements AsyncDisposable {
       shape,
       noise().data.map((v) => v * plan.initNoiseSigma),
     );
-    await using unet = await this.unetProgram.with(loras);
+    await using unet = await this.networks.use("UNet", planned, loras);
     const network = (sample: FloatTensor, timestep: number) =>
       guidance > 1
         ? this.evaluateGuided(unet, sample, timestep, { positive, negative, guidance, rescale })
@@ -351,21 +330,27 @@ export class SDXL implements AsyncDisposable {
     const denoise = parameterize(network, parts.scheduler.prediction_type, plan);
     const loop = sampler.sample(denoise, x, plan, noise);
     this.timings.denoise = 0;
-    started = performance.now();
+    let stepping = this.stopwatch();
     for (let step = await loop.next(); ; step = await loop.next()) {
-      this.timings.denoise += (performance.now() - started) / 1000;
+      this.timings.denoise += stepping();
       if (step.done) return step.value;
       checkFinite(step.value.denoised, `the UNet of ${this.parts.name}`);
       signal?.throwIfAborted();
       const { i, denoised } = step.value;
       yield { i, total: steps, denoised, preview: () => this.preview(denoised) };
-      started = performance.now();
+      stepping = this.stopwatch();
     }
+  }
+
+  /** A function that gives the seconds since now, without those of loading. */
+  private stopwatch(): () => number {
+    const [started, loading] = [performance.now(), this.timings.load];
+    return () => (performance.now() - started) / 1000 - (this.timings.load - loading);
   }
 
   /** Pictures of latents [B,4,h,w]. */
   async decode(latents: FloatTensor, tiling: VaeTiling = "auto"): Promise<Picture[]> {
-    const started = performance.now();
+    const decoding = this.stopwatch();
     const [B, C, h, w] = latents.shape;
     const tiles = tilesFor(this.parts.vae, [h, w], tiling);
     const all = tiles ? undefined : await this.decodePlanes(latents);
@@ -379,14 +364,17 @@ export class SDXL implements AsyncDisposable {
       const data = readPlanes(planes.data.subarray(from, from + 3 * height * width));
       pictures.push({ width, height, data });
     }
-    this.timings.decode = (performance.now() - started) / 1000;
+    this.timings.decode = decoding();
     return pictures;
   }
 
   /** Latents [B,4,h,w] → planes [B,3,H,W] around [−1,1]. */
   private async decodePlanes(latents: FloatTensor): Promise<FloatTensor> {
     const { vae, name } = this.parts;
-    const out = await this.vaeProgram.run({ latents: denormalizeLatents(vae.scaling, latents) });
+    const [B, , h, w] = latents.shape;
+    const size = { width: w * vae.factor, height: h * vae.factor, batch: B, rows: B, tiling: "off" } as const;
+    await using program = await this.networks.use("VAE decoder", size);
+    const out = await program.run({ latents: denormalizeLatents(vae.scaling, latents) });
     checkFinite(out.pictures as FloatTensor, `the VAE of ${name}`);
     return out.pictures as FloatTensor;
   }
@@ -403,26 +391,25 @@ export class SDXL implements AsyncDisposable {
     return latentPicture(latents, await this.latentRgb);
   }
 
-  /**
-   * Text encoders' outputs for some prompts, all with as many tokens as the longest of them. Those with adapters on
-   * the text encoders are not kept.
-   */
+  /** Text encoders' outputs for some prompts, all with as many tokens as the longest of them. */
   async encode(
     prompts: readonly string[],
     { promptWeighting, clipSkip }: EncodeOptions = {},
     loras: readonly LoadedLora[] = [],
   ): Promise<Prompt> {
-    await using program = await this.textProgram.with(loras);
     const encode = async (some: readonly string[]): Promise<Prompt[]> => {
+      const size = { ...usualSize(this.parts), batch: some.length };
+      await using program = await this.networks.use("text encoders", size, loras);
       const encoded = await encodePrompts(program, this.parts, some, { promptWeighting, clipSkip });
       for (const t of encoded.flatMap(({ hidden, pooled }) => [hidden, pooled]))
         checkFinite(t, `a text encoder of ${this.parts.name}`);
       return encoded;
     };
-    const way = JSON.stringify([promptWeighting, clipSkip]);
-    const own = loras.every((lora) => lora.deltas.text.size === 0 || strengthOn("text", lora) === 0);
-    const known = own ? this.known : undefined;
-    const each = (some: readonly string[]) => known?.(some, encode, way) ?? encode(some);
+    const adapters = loras
+      .filter((lora) => lora.deltas.text.size > 0 && strengthOn("text", lora) !== 0)
+      .map((lora) => [lora.version, strengthOn("text", lora)]);
+    const way = JSON.stringify([promptWeighting, clipSkip, ...adapters]);
+    const each = (some: readonly string[]) => this.known?.(some, encode, way) ?? encode(some);
     return joinedPrompts(await each(prompts), async () => (await each([""]))[0]);
   }
 
@@ -500,8 +487,7 @@ export class SDXL implements AsyncDisposable {
   }
 
   async dispose(): Promise<void> {
-    const programs = [this.textProgram, this.unetProgram, this.vaeProgram];
-    await Promise.all(programs.map((program) => program[Symbol.asyncDispose]()));
+    await this.networks[Symbol.asyncDispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

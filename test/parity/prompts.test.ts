@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import { readComponents } from "../../src/pipelines/components.ts";
 import { type GenerateOptions, SDXL } from "../../src/pipelines/index.ts";
-import { compileVae } from "../../src/pipelines/programs.ts";
+import { vaeCompiler } from "../../src/pipelines/programs.ts";
 import { tiledDecode, tilesFor } from "../../src/pipelines/tiling.ts";
 import type { FloatTensor } from "../../src/tensor/index.ts";
 import { goldenJson, goldenPath, goldenTensors, worst } from "./golden.ts";
@@ -54,7 +54,7 @@ describe("prompts", () => {
 
 test("tiles", async () => {
   const parts = await readComponents(TINY, {});
-  await using vae = await compileVae(parts, { threads: 1 });
+  await using vae = await vaeCompiler(parts, { threads: 1 }).compile();
   const decode = async (tile: FloatTensor) => (await vae.run({ latents: tile })).pictures as FloatTensor;
   const some = tilesFor({ ...parts.vae, sampleSize: 32 }, [19, 13], "on");
   expect(some).toEqual({ factor: 4, side: 8, step: 6 });

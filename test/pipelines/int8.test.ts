@@ -61,7 +61,7 @@ async function predicted(model: string, options: PrecisionOptions & ComponentOpt
   const library = new LoraLibrary(parts);
   const fixed = await Promise.all(parts.loras.map((lora) => library.place(lora)));
   const told = { ...run, encode: async (prompts: readonly string[]) => encode(prompts.length) };
-  await using program = await partCompiler("unet", parts, fixed, told)();
+  await using program = await partCompiler("unet", parts, fixed, told).compile();
   const { prediction } = await program.run(inputs);
   return { prediction: prediction.data as Float32Array, notices };
 }
@@ -245,13 +245,13 @@ test("LoRAs of single pictures go on an int8 network, other adapters do not", as
 describe("memory", () => {
   test("what does not fit is refused with what would", async () => {
     await expect(SDXL.load(TINY, { threads: 1, memoryLimit: 1e6 })).rejects.toThrow(
-      /^loading tiny-sdxl with an fp32 UNet needs 2\d\d MB of memory, 1 MB are free; use precision int8$/,
+      /^loading tiny-sdxl needs 2\d\d MB of memory for the UNet in fp32 alone, 1 MB are free; use precision int8$/,
     );
     await using roomy = await SDXL.load(TINY, { threads: 1 });
     const memoryLimit = roomy.memoryPlan().loading + 1e6;
     await using sdxl = await SDXL.load(TINY, { threads: 1, memoryLimit });
     await expect(sdxl.textToImage("apple", { width: 1024, height: 512 })).rejects.toThrow(
-      /^a picture of 1024×512 with an fp32 UNet needs .* are free; use precision int8 or a smaller size$/,
+      /^a picture of 1024×512 needs .* for the .* in fp32 alone, .* are free; use .* or a smaller size$/,
     );
   });
 

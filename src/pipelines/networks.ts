@@ -1,0 +1,111 @@
+/** @file Which networks of a pipeline are in memory: all of them, or those whose turn it is. */
+
+import type { LoadedLora } from "./adapters.ts";
+import type { Components } from "./components.ts";
+import { firstChunks } from "./encode.ts";
+import { AdaptableProgram, type Adapted } from "./layout.ts";
+import { areTogether, type MemoryPlan, type PlanSize, PROGRAMS, type ProgramName } from "./memory.ts";
+import { type Compiler, partCompiler, type Run, vaeCompiler } from "./programs.ts";
+import type { Prompt } from "./prompts.ts";
+
+export interface LoadedPart {
+  name: ProgramName;
+  /** From 0. */
+  i: number;
+  total: number;
+}
+
+interface NetworksOptions {
+  /** Adapters that stay. */
+  fixed: readonly LoadedLora[];
+  run: Run;
+  plan(size: PlanSize): MemoryPlan;
+  /** Called before a network is loaded. */
+  onLoad?(part: LoadedPart): void;
+  /** Called after it, with the seconds that it took. */
+  onLoaded(seconds: number): void;
+}
+
+/** Loads networks when they are needed, and releases those that the memory plan leaves no room for. */
+export class Networks implements AsyncDisposable {
+  private readonly compilers: Readonly<Record<ProgramName, Compiler>>;
+  private readonly programs: Readonly<Record<ProgramName, AdaptableProgram>>;
+  private readonly plan: NetworksOptions["plan"];
+  /** Networks come and go one at a time. */
+  private turn: Promise<unknown> = Promise.resolve();
+
+  constructor(parts: Components, { fixed, run, plan, onLoad, onLoaded }: NetworksOptions) {
+    this.plan = plan;
+    const encode = async (prompts: readonly string[]): Promise<Prompt> => {
+      await using program = await this.programs["text encoders"].with();
+      return (await program.run(firstChunks(parts, prompts))) as unknown as Prompt;
+    };
+    this.compilers = {
+      "text encoders": partCompiler("text", parts, fixed, run),
+      UNet: partCompiler("unet", parts, fixed, { ...run, encode }),
+      "VAE decoder": vaeCompiler(parts, run),
+    };
+    const program = (name: ProgramName, part?: "text" | "unet") =>
+      new AdaptableProgram(async (layout) => {
+        onLoad?.({ name, i: PROGRAMS.indexOf(name), total: PROGRAMS.length });
+        const started = performance.now();
+        const compiled = await this.compilers[name].compile(layout);
+        onLoaded((performance.now() - started) / 1000);
+        return compiled;
+      }, part);
+    this.programs = {
+      "text encoders": program("text encoders", "text"),
+      UNet: program("UNet", "unet"),
+      "VAE decoder": program("VAE decoder"),
+    };
+  }
+
+  /**
+   * Loads all networks where they may stay together, and else only looks whether they can be loaded.
+   * @throws one sentence when the weights of one do not fit its config.
+   */
+  async load(size: PlanSize): Promise<void> {
+    if (areTogether(this.plan(size)))
+      for (const name of PROGRAMS) await (await this.programs[name].with())[Symbol.asyncDispose]();
+    else {
+      for (const name of PROGRAMS) await this.compilers[name].prepare();
+      await this.programs["text encoders"].release(); // making int8 weights takes them
+    }
+  }
+
+  /**
+   * A network for some runs, of pictures of a size. Where not all may stay in memory it is there while it runs only:
+   * between two runs others may take its place.
+   */
+  async use(name: ProgramName, size: PlanSize, loras: readonly LoadedLora[] = []): Promise<Adapted> {
+    const plan = this.plan(size);
+    if (areTogether(plan)) return this.programs[name].with(loras);
+    const inTurn = (): Promise<Adapted> => {
+      const turn = this.turn.then(() => this.alone(name, plan.beside[name], loras));
+      this.turn = turn.catch(() => {});
+      return turn;
+    };
+    return {
+      run: async (feeds) => {
+        await using program = await inTurn();
+        return await program.run(feeds);
+      },
+      [Symbol.asyncDispose]: async () => {},
+    };
+  }
+
+  /** A network with those beside it that may stay; waits for the runs of the others. */
+  private async alone(
+    name: ProgramName,
+    beside: readonly ProgramName[],
+    loras: readonly LoadedLora[],
+  ): Promise<Adapted> {
+    for (const other of PROGRAMS)
+      if (other !== name && !beside.includes(other)) await this.programs[other].release();
+    return this.programs[name].with(loras);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(Object.values(this.programs).map((program) => program[Symbol.asyncDispose]()));
+  }
+}
