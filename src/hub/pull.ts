@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { atomicWrite } from "../platform/index.ts";
 import { CachedRepo, filesBelow, hubCache, isWhole, parseReference, type Reference } from "./cache.ts";
 import { download } from "./download.ts";
+import { proxiedFetch } from "./proxy.ts";
 import { type RemoteFile, RemoteRepo } from "./remote.ts";
 import { askForNames, selectModel, selectNamed } from "./select.ts";
 import { endpointOf, isOffline, tokenOf } from "./settings.ts";
@@ -65,7 +66,8 @@ export async function pull(reference: string, options: PullOptions = {}): Promis
 async function pullOnline(reference: Reference, cached: CachedRepo, options: PullOptions): Promise<Pulled> {
   const { repo, revision } = reference;
   const { retryDelay = 1000, signal, parallel = 4, onProgress } = options;
-  const connection = { endpoint: endpointOf(options.endpoint), token: tokenOf(options.token), retryDelay };
+  const [endpoint, token] = [endpointOf(options.endpoint), tokenOf(options.token)];
+  const connection = { endpoint, token, fetch: await proxiedFetch(), retryDelay };
   const remote = new RemoteRepo(reference, connection);
   const commit = await remote.commit(signal);
   const listed = await remote.files(commit, signal);

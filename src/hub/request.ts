@@ -2,6 +2,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { version } from "../platform/index.ts";
+import { proxyRefusal, proxyVariables } from "./proxy.ts";
 import { type Asked, isFrom, refusal } from "./refusal.ts";
 
 /** Further tries after a failure. */
@@ -15,6 +16,8 @@ export interface Connection {
   /** Without a slash at its end. */
   endpoint: string;
   token?: string;
+  /** Through a proxy where the environment names one. */
+  fetch: typeof fetch;
   /** Wait before the first further try, doubled for each, ms. */
   retryDelay: number;
 }
@@ -38,7 +41,7 @@ export async function request(
   asked: Asked,
   { read, headers, signal }: Requested,
 ): Promise<Response> {
-  const { endpoint, token, retryDelay } = connection;
+  const { endpoint, token, fetch, retryDelay } = connection;
   const isOwn = new URL(url).origin === new URL(endpoint).origin;
   const sent = new Headers({ ...headers, "user-agent": `fewstep/${version()}` });
   if (token && isOwn) sent.set("authorization", `Bearer ${token}`);
@@ -50,6 +53,8 @@ export async function request(
     let wait = retryDelay * 2 ** tries;
     const answer = await attempt().catch((error: TypeError) => error);
     signal?.throwIfAborted();
+    const refused = proxyRefusal(answer);
+    if (refused) throw refused;
     if (answer instanceof Error) {
       if (tries === RETRIES || !PASSING.test(codeOf(answer))) throw unreachable(url, answer);
     } else {
@@ -91,8 +96,9 @@ function codeOf({ cause }: Error): string {
 
 function unreachable(url: string, cause: Error): Error {
   const why = codeOf(cause) || ((cause.cause as Error | undefined) ?? cause).message;
+  const check = ["the network", ...proxyVariables()].join(" and ");
   return new Error(
-    `${new URL(url).host} cannot be reached (${why}): check the network, or name a mirror in HF_ENDPOINT`,
+    `${new URL(url).host} cannot be reached (${why}): check ${check}, or name a mirror in HF_ENDPOINT`,
     { cause },
   );
 }

@@ -4,7 +4,7 @@ import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { beforeEach, describe, expect, test } from "vitest";
 import { at, put } from "../data/temporary.ts";
-import { COMMIT, etag, type FakeHub, fail, fakeHub } from "../hub/hub.ts";
+import { COMMIT, etag, type FakeHub, fail, fakeHub, fakeProxy } from "../hub/hub.ts";
 import { expectRefusal, fewstep, type Result } from "./run.ts";
 
 const WEIGHTS = Buffer.alloc(50_000, "weights");
@@ -52,6 +52,55 @@ test("prints the folder, or all of it as JSON; a second time and offline nothing
   const offline = await pull(["org/model", "a.safetensors", "--offline"]);
   expect(offline.stdout).toBe(`${snapshot()}\n`);
   expect(hub.seen).toHaveLength(before);
+});
+
+describe("through a proxy", () => {
+  test("that takes plain http: to the hub and its CDN, with name and password, but to hosts in NO_PROXY", async () => {
+    const proxy = await fakeProxy("me:secret");
+    const HTTP_PROXY = proxy.address.replace("//", "//me:secret@");
+    expect(await pull(["org/model"], { env: { HTTP_PROXY } })).toMatchObject({ code: 2 }); // no model folder
+    expect((await pull(["org/model", "*"], { env: { HTTP_PROXY } })).code).toBe(0);
+    expect(readFileSync(join(snapshot(), "a.safetensors"))).toEqual(WEIGHTS);
+    expect(proxy.forwarded.length).toBe(hub.seen.length);
+    const before = hub.seen.length;
+    const env = { http_proxy: HTTP_PROXY, NO_PROXY: "example.org,127.0.0.1" };
+    expect((await pull(["org/model", "*"], { env })).code).toBe(0);
+    expect(hub.seen.length).toBeGreaterThan(before);
+    expect(proxy.forwarded.length).toBe(before);
+  });
+
+  test("by a tunnel for https: the proxy is asked for host and port", async () => {
+    const proxy = await fakeProxy();
+    const env = { HF_ENDPOINT: "https://hub.invalid", https_proxy: proxy.address };
+    const result = await pull(["org/model"], { env });
+    expectRefusal(
+      result,
+      /^fewstep: the proxy does not connect to this host \(status 403\): check https_proxy/,
+    );
+    expect(proxy.tunnels).toEqual(["hub.invalid:443"]);
+  });
+
+  test.each<[string, Record<string, string>, RegExp]>([
+    [
+      "another protocol",
+      { HTTPS_PROXY: "socks5://me:secret@host:1080" },
+      /HTTPS_PROXY is "socks5:\/\/host:1080"; give/,
+    ],
+    ["no address", { HTTP_PROXY: "a b" }, /HTTP_PROXY is "a b"; give the address of a proxy, such as http:/],
+    ["nobody there", { HTTP_PROXY: "127.0.0.1:1" }, /\(ECONNREFUSED\): check the network and HTTP_PROXY, or/],
+  ])("%s: one sentence", async (_, env, message) => {
+    expectRefusal(await pull(["org/model"], { env }), message);
+    expect(hub.seen).toEqual([]);
+  });
+
+  test("that wants to know who asks: plain http and tunnels", async () => {
+    const proxy = await fakeProxy("me:secret");
+    const wanted =
+      /the proxy wants to know who asks \(status 407\): give it as http:\/\/user:password@host:port in HTTP/;
+    expectRefusal(await pull(["org/model"], { env: { HTTP_PROXY: proxy.address } }), wanted);
+    const env = { HF_ENDPOINT: "https://hub.invalid", HTTPS_PROXY: proxy.address };
+    expectRefusal(await pull(["org/model"], { env }), wanted);
+  });
 });
 
 test("--endpoint goes before HF_ENDPOINT, a token in the environment goes along", async () => {

@@ -1,8 +1,9 @@
 /** @file A server that plays the Hugging Face hub, and one that plays the CDN it sends large files to. */
 
 import { createHash } from "node:crypto";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import process from "node:process";
 import { afterEach } from "vitest";
 
 export const COMMIT = "c0ffee".padEnd(40, "0");
@@ -41,6 +42,9 @@ export interface FakeHub {
   intercept?: Interceptor;
 }
 
+for (const name of ["http_proxy", "https_proxy", "no_proxy"])
+  for (const key of [name, name.toUpperCase()]) delete process.env[key]; // those of whoever runs the tests
+
 const open = new Set<Server>();
 afterEach(() => {
   for (const server of open) {
@@ -73,13 +77,42 @@ export async function fakeHub(files: Readonly<Record<string, string | Buffer>>):
       if (cdn) sendFile(hub, decodeURIComponent(request.url!.slice(1)), request, response, seen);
       else answer(hub, cdnUrl, request, response, seen);
     });
-    open.add(server);
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-    return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    return listening(server);
   };
   const cdnUrl = await listen(true);
   hub.endpoint = await listen(false);
   return hub;
+}
+
+async function listening(server: Server): Promise<string> {
+  open.add(server);
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+/** A proxy that forwards plain http, and lets tunnels through to nowhere. @param user `name:password` it wants, if any. */
+export async function fakeProxy(
+  user?: string,
+): Promise<{ address: string; forwarded: string[]; tunnels: string[] }> {
+  const forwarded: string[] = [];
+  const tunnels: string[] = [];
+  const isKnown = ({ headers }: IncomingMessage): boolean =>
+    user === undefined || headers["proxy-authorization"] === `Basic ${Buffer.from(user).toString("base64")}`;
+  const server = createServer((from, to) => {
+    if (!isKnown(from)) return void to.writeHead(407).end();
+    forwarded.push(from.url!);
+    const { "proxy-authorization": _, ...headers } = from.headers;
+    const onward = request(from.url!, { method: from.method, headers }, (response) => {
+      to.writeHead(response.statusCode!, response.headers);
+      response.pipe(to);
+    });
+    from.pipe(onward);
+  });
+  server.on("connect", (from, socket) => {
+    tunnels.push(from.url!);
+    socket.end(`HTTP/1.1 ${isKnown(from) ? "403 Forbidden" : "407 Who"}\r\n\r\n`);
+  });
+  return { address: await listening(server), forwarded, tunnels };
 }
 
 function answer(
