@@ -11,7 +11,13 @@ import type {
   SizeConditioning,
   VaeTiling,
 } from "../pipelines/index.ts";
-import { SAMPLERS, SCHEDULES, type Schedule } from "../samplers/index.ts";
+import {
+  PREDICTION_TYPES,
+  type PredictionType,
+  SAMPLERS,
+  SCHEDULES,
+  type Schedule,
+} from "../samplers/index.ts";
 import { PROMPT_WEIGHTINGS } from "../tokenizers/index.ts";
 import { UsageError } from "./errors.ts";
 import { outputTarget, picturePaths, type Target } from "./files.ts";
@@ -46,6 +52,7 @@ interface GenerateOptions extends SizeConditioning {
   model?: string;
   unet?: string;
   vae?: string;
+  predictionType?: PredictionType;
   lora?: Record<string, number>;
   loraDir?: string;
   device: "cpu" | "webgpu" | "cuda";
@@ -107,6 +114,11 @@ export function generateCommand(program: Command): void {
     )
     .option("--unet <file>", "weights in place of the model's UNet")
     .option("--vae <path>", "file or folder in place of the model's VAE; a tiny one (TAESDXL) is faster")
+    .addOption(
+      new Option("--prediction-type <name>", "of the UNet, where its file does not say it").choices(
+        PREDICTION_TYPES,
+      ),
+    )
     .option("--lora <file[:strength]>", "adapter, a file or folder; may be given more than once", collectLora)
     .option("--lora-dir <folder>", "of adapters that the prompt may name: <lora:name:0.8>")
     .addOption(new Option("--device <name>").choices(["cpu", "webgpu", "cuda"]).default("cpu"))
@@ -133,7 +145,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     const { addedStrengths, planText, promptLoras } = await pipelines();
     progress.update("loading the model");
     const folder = options.model ?? bundledModel();
-    const { unet, vae, lora, steps: count, precision, memoryLimit } = options;
+    const { unet, vae, predictionType, lora, steps: count, precision, memoryLimit } = options;
     const { prompts, loras: named } = await promptLoras([words.join(" ")], options.loraDir);
     const loras = Object.keys(named).length > 0 ? addedStrengths(lora ?? {}, named) : lora;
     const [prompt] = prompts;
@@ -142,7 +154,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     };
     const onLoad = ({ name, i, total }: LoadedPart): void => progress.update(`loading the ${name}`, i, total);
     const how = { device, precision, memoryLimit, expectedBatch: batch, onNotice: say, onLoad };
-    await using sdxl = await SDXL.load(folder, { ...how, unet, vae, loras, steps: count });
+    await using sdxl = await SDXL.load(folder, { ...how, unet, vae, predictionType, loras, steps: count });
     const { defaults } = sdxl.info;
     const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler.name } = options;
     const { schedule = defaults.schedule } = options;

@@ -71,12 +71,12 @@ const MAX_NAMES = 8;
 /** What one file holds, told from its keys and shapes, what it is for, how it wants to be sampled, and its counts. */
 async function contentFacts(path: string): Promise<Facts> {
   const { loraSummary, SafetensorsFile } = await weightReader();
-  const { describeFile, samplingSettings } = await pipelines();
+  const { describeFile, toldSampling } = await pipelines();
   const counts = await weightFacts(path);
   await using file = await SafetensorsFile.open(path);
   const { kind, text, family, use, complete } = await describeFile(path);
   const lora = kind === "lora" ? { lora: await loraSummary(file) } : {};
-  const sampling = samplingSettings(file.metadata, path);
+  const sampling = toldSampling(file);
   return {
     holds: text,
     ...(family ? { family } : {}),

@@ -6,7 +6,7 @@
 
 import { z } from "zod";
 import { clipTextConfig, type UNetConfig, unetConfig, type VaeConfig, vaeConfig } from "../models/index.ts";
-import { schedulerConfig } from "../samplers/index.ts";
+import { type SchedulerConfig, schedulerConfig } from "../samplers/index.ts";
 import { ClipTokenizer } from "../tokenizers/index.ts";
 import {
   clipTable,
@@ -23,7 +23,7 @@ import { about, type WeightSource } from "./folder.ts";
 import { expectKind, stem } from "./kinds.ts";
 import { folderDefaults } from "./lightning.ts";
 import { SDXL_SCHEDULER } from "./save.ts";
-import { samplingSettings } from "./settings.ts";
+import { type SamplingSettings, samplingSettings } from "./settings.ts";
 import { clipConfigOf, type Naming, type Shapes, unetConfigOf, vaeConfigOf } from "./shapes.ts";
 import { CLIP_VOCABULARY, sdxlTokenizers } from "./vocabulary.ts";
 
@@ -86,7 +86,10 @@ export type ModelConfig = z.infer<typeof schema>;
 export const UNUSED =
   /(^|\.)(position_ids|logit_scale)$|^conditioner\.embedders\.0\..*\btext_projection\.weight$/;
 
-/** The same beside the prefixes: what trainers leave in a file, and marks of how a UNet predicts. */
+/** Marks of how a UNet predicts. */
+const MARKS = /^(v_pred|ztsnr)$/;
+
+/** Tensors that no network uses beside the prefixes: what trainers leave in a file, and those marks. */
 export const BESIDE =
   /^(model_ema\.|denoiser\.|first_stage_model\.loss\.|alphas_cumprod|betas$|sqrt_|log_one_minus|posterior_|conditioner\.embedders\.[01]\.logit_scale$|v_pred$|ztsnr$)/;
 
@@ -94,7 +97,7 @@ export const BESIDE =
 export async function readCheckpoint(path: string): Promise<BaseModel> {
   await using file = await SafetensorsFile.open(path);
   expectKind(file, "checkpoint");
-  const sampling = samplingSettings(file.metadata, path);
+  const sampling = toldSampling(file);
   const config = await checkpointConfig(file);
   return await about(path, async () => {
     const { unet, vae, text, tokenizers, ...rest } = parsedModel(config);
@@ -149,11 +152,21 @@ export async function checkpointConfig(file: SafetensorsFile): Promise<ModelConf
       { cause },
     );
   });
-  if (!entries.has("v_pred")) return config;
-  // Marks that ComfyUI reads.
-  const zero = entries.has("ztsnr") ? { rescale_betas_zero_snr: true } : {};
-  const scheduler = { ...(config.scheduler as object), prediction_type: "v_prediction", ...zero };
+  const scheduler = { ...(config.scheduler as object), ...markedScheduler(file) };
   return { ...config, scheduler };
+}
+
+/** What ComfyUI reads off empty tensors beside a UNet: that it predicts v, and on a schedule that ends in pure noise. */
+export function markedScheduler({ entries }: SafetensorsFile): Partial<SchedulerConfig> {
+  if (!entries.has("v_pred")) return {};
+  return { prediction_type: "v_prediction", ...(entries.has("ztsnr") && { rescale_betas_zero_snr: true }) };
+}
+
+/** How a file with a UNet says that it wants to be sampled, in its metadata or by marks. */
+export function toldSampling(file: SafetensorsFile): SamplingSettings | undefined {
+  const told = samplingSettings(file.metadata, file.path);
+  const { prediction_type: predictionType } = markedScheduler(file);
+  return predictionType ? { predictionType, ...told } : told;
 }
 
 /**
@@ -204,7 +217,8 @@ export function below<T>(tensors: ReadonlyMap<string, T>, prefix: string): Map<s
 
 async function readNetwork(file: SafetensorsFile, table: KeyTable, prefix: string): Promise<WeightSource> {
   const found = await table.read(file, prefix);
-  return { path: file.path, tensors: new Map([...found].filter(([key]) => !UNUSED.test(key))) };
+  const isUsed = (key: string) => !UNUSED.test(key) && !MARKS.test(key);
+  return { path: file.path, tensors: new Map([...found].filter(([key]) => isUsed(key))) };
 }
 
 /** How the UNet of a file is named, and below which prefix. */
@@ -218,5 +232,5 @@ export function unetNaming({ entries }: SafetensorsFile): { naming: Naming; pref
 export async function unetSource(file: SafetensorsFile, config: UNetConfig): Promise<WeightSource> {
   const { naming, prefix } = unetNaming(file);
   if (naming === "checkpoint") return readNetwork(file, unetTable(config), prefix);
-  return { path: file.path, tensors: file.entries };
+  return { path: file.path, tensors: new Map([...file.entries].filter(([key]) => !MARKS.test(key))) };
 }

@@ -4,11 +4,17 @@ import { existsSync } from "node:fs";
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { localPath } from "../hub/index.ts";
-import { SAMPLERS, type Sampler } from "../samplers/index.ts";
-import { SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
+import {
+  PREDICTION_TYPES,
+  type PredictionType,
+  SAMPLERS,
+  type Sampler,
+  type SchedulerConfig,
+} from "../samplers/index.ts";
+import { quote, SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
 import { type LoadedAutoencoder, readAutoencoder } from "./autoencoder.ts";
 import { type BaseModel, type Network, readFolder } from "./base.ts";
-import { readCheckpoint, unetSource } from "./checkpoint.ts";
+import { markedScheduler, readCheckpoint, toldSampling, unetSource } from "./checkpoint.ts";
 import { readJson, type WeightSource } from "./folder.ts";
 import { expectKind, stem } from "./kinds.ts";
 import { lightningFile } from "./lightning.ts";
@@ -39,6 +45,8 @@ export interface Components extends BaseModel {
   usual: { steps: number; guidance: number; sampler: Sampler };
   /** Steps the weights were distilled for. */
   distilled?: number;
+  /** Where options contradict what files say, one sentence each. */
+  contradictions: readonly string[];
 }
 
 /** Names of files that PEFT and diffusers write an adapter into. */
@@ -79,6 +87,11 @@ export interface ComponentOptions {
    * and where `unet` or `loras` are given.
    */
   steps?: number;
+  /**
+   * What the UNet predicts: noise ("epsilon"), v, or the clean latents ("sample", x₀). For files that do not say it, as
+   * those of others; goes before what the model says, with a warning where its file says another.
+   */
+  predictionType?: PredictionType;
 }
 
 /**
@@ -93,6 +106,9 @@ export async function readComponents(model: string, options: ComponentOptions): 
   const { unet, loras, brought } = await addedFiles(base, options);
   const network = unet ? await readUNet(unet, base) : undefined;
   const decoder = options.vae === undefined ? undefined : await readVae(localPath(options.vae), base);
+  const { predictionType } = options;
+  const told = network ? network.sampling : base.sampling;
+  const contradictions = contradicted(unet ?? path, told?.predictionType, predictionType);
   const replaced: Partial<Record<Network, WeightSource>> = { unet: network?.source, vae: decoder?.source };
   const parts = await addLoras(
     settled({
@@ -101,7 +117,9 @@ export async function readComponents(model: string, options: ComponentOptions): 
       loras: [],
       vae: decoder?.vae ?? base.vae,
       weights: (part) => replaced[part] ?? base.weights(part),
-      sampling: network ? network.sampling : base.sampling,
+      scheduler: { ...base.scheduler, ...network?.scheduler },
+      sampling: predictionType ? { ...told, predictionType } : told,
+      contradictions,
     }),
     loras,
   );
@@ -111,6 +129,16 @@ export async function readComponents(model: string, options: ComponentOptions): 
         "mend model_index.json",
     );
   return parts;
+}
+
+/** @throws a sentence when the asked one is none. */
+function contradicted(file: string, told?: PredictionType, asked?: PredictionType): string[] {
+  if (asked !== undefined && !PREDICTION_TYPES.includes(asked))
+    throw new Error(`the prediction type is ${quote(asked)}; accepted are ${PREDICTION_TYPES.join(", ")}`);
+  if (asked === undefined || told === undefined || asked === told) return [];
+  return [
+    `${file} says that its UNet predicts ${told}; it is sampled as one that predicts ${asked}, as asked`,
+  ];
 }
 
 /** A model with more adapters on it, sampled as they say. @throws when one is for another kind of prediction. */
@@ -171,11 +199,11 @@ async function readSettings(path: string, kind: WeightKind): Promise<SamplingSet
 async function readUNet(
   path: string,
   base: BaseModel,
-): Promise<{ source: WeightSource; sampling?: SamplingSettings }> {
+): Promise<{ source: WeightSource; sampling?: SamplingSettings; scheduler: Partial<SchedulerConfig> }> {
   await using file = await SafetensorsFile.open(path);
-  const sampling = samplingSettings(file.metadata, path);
+  const sampling = toldSampling(file);
   expectKind(file, "unet", "checkpoint");
-  return { source: await unetSource(file, base.unet), sampling };
+  return { source: await unetSource(file, base.unet), sampling, scheduler: markedScheduler(file) };
 }
 
 async function readVae(path: string, { unet, vae }: BaseModel): Promise<LoadedAutoencoder> {

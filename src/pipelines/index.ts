@@ -1,4 +1,5 @@
 export { PROMPT_WEIGHTINGS, type PromptWeighting } from "../tokenizers/index.ts";
+export { toldSampling } from "./checkpoint.ts";
 export type { LoraStrength, Loras } from "./components.ts";
 export type { Pair, SizeConditioning } from "./conditioning.ts";
 export { type Completeness, componentCompleteness, describeFile } from "./contents.ts";

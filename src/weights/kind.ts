@@ -106,6 +106,7 @@ function unetFamily(entries: Shapes, keys: readonly string[]): string | undefine
   const sized = keys.some((key) => /(^|\.)(label_emb\.0\.0|add_embedding\.linear_1)\.weight$/.test(key));
   if (keys.some((key) => /(^|\.)encoder_hid_proj\./.test(key))) return "Kolors";
   if (keys.includes("edm_mean")) return "Playground v2.5";
+  if (keys.some((key) => key.startsWith("edm_vpred."))) return "CosXL";
   const name = sized
     ? input[0] === 384 && text === 1280
       ? "the SDXL refiner"

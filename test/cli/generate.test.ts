@@ -93,9 +93,23 @@ test("a picture for which there is no memory is refused", async () => {
     generate("--memory-limit", "100M"),
     generate("--memory-limit", "much"),
   ]);
-  expectRefusal(small, /loading tiny-sdxl with an fp32 UNet needs \d+ MB of memory, 105 MB are free; use /);
+  expectRefusal(
+    small,
+    /loading tiny-sdxl needs \d+ MB of memory for the UNet in fp32 alone, 105 MB are free; use /,
+  );
   expectRefusal(broken, /'much' is invalid. Give a size such as/);
   expect(existsSync(at("a.png"))).toBe(false);
+});
+
+test("a prediction type that is none is refused; one that the model was not made for changes the picture", async () => {
+  const [refused, plain, other] = await Promise.all([
+    generate("--prediction-type", "x0"),
+    generate("--seed", "1", "--out", at("plain.png"), "--json"),
+    generate("--seed", "1", "--out", at("other.png"), "--prediction-type", "v_prediction", "--json"),
+  ]);
+  expectRefusal(refused, /'x0' is invalid. Allowed choices are epsilon, v_prediction, sample\.$/m);
+  expect([plain.code, other.code]).toEqual([0, 0]);
+  expect(readFileSync(at("plain.png"))).not.toEqual(readFileSync(at("other.png")));
 });
 
 test("more steps than the model has timesteps are refused", async () => {

@@ -2,10 +2,23 @@
 
 import { cpSync, rmSync, symlinkSync } from "node:fs";
 import { beforeAll, describe, expect, test } from "vitest";
-import { SDXL, samplingMetadata } from "../../src/pipelines/index.ts";
+import { readComponents } from "../../src/pipelines/components.ts";
+import {
+  type GenerateOptions,
+  type SamplingSettings,
+  SDXL,
+  samplingMetadata,
+} from "../../src/pipelines/index.ts";
 import { lcm } from "../../src/samplers/index.ts";
 import { castTensor, floats } from "../../src/tensor/index.ts";
-import { loadSafetensors, saveLora, saveSafetensors } from "../../src/weights/index.ts";
+import {
+  loadSafetensors,
+  saveLora,
+  saveSafetensors,
+  tensorSource,
+  unetTable,
+  writeSafetensors,
+} from "../../src/weights/index.ts";
 import { at, put } from "../data/temporary.ts";
 import {
   apart,
@@ -84,6 +97,72 @@ describe("a UNet file", () => {
     expect(sdxl.info.distilled).toBeUndefined();
     expect(sdxl.info.defaults).toMatchObject({ steps: 30, guidance: 5, schedule: "leading" });
   });
+});
+
+describe("a prediction type that is asked for", () => {
+  const once: GenerateOptions = { steps: 1, guidance: 1, schedule: "trailing" };
+
+  test("stands in for what the files of others do not say", async () => {
+    const x0: SamplingSettings = { steps: 1, predictionType: "sample", spacing: "trailing", guidance: 1 };
+    await saveSafetensors(at("marked.safetensors"), own, samplingMetadata(x0));
+    await saveSafetensors(at("sdxl_lightning_1step_x0.safetensors"), own);
+    const unet = at("sdxl_lightning_1step_x0.safetensors");
+    const expected = await picture({ unet: at("marked.safetensors") }, {});
+    expect(await picture({ unet, predictionType: "sample" }, once)).toEqual(expected);
+    expect(apart(await picture({ unet }, once), expected)).toBeGreaterThan(5);
+    await using sdxl = await SDXL.load(TINY, { unet, predictionType: "sample" });
+    expect(sdxl.warnings(once)).toEqual([]);
+  });
+
+  test("goes before what a file says, with a warning; an adapter for another is refused", async () => {
+    const metadata = samplingMetadata({ predictionType: "v_prediction" });
+    await saveSafetensors(at("v.safetensors"), own, metadata);
+    const options = { unet: at("v.safetensors"), predictionType: "epsilon" } as const;
+    expect(await picture(options, once)).toEqual(await picture({}, once));
+    await using sdxl = await SDXL.load(TINY, options);
+    expect(sdxl.warnings(once)).toEqual([
+      `${at("v.safetensors")} says that its UNet predicts v_prediction; it is sampled as one that predicts epsilon, as asked`,
+    ]);
+    await saveLora(at("l.safetensors"), randomLora(own), { metadata });
+    await expect(
+      SDXL.load(TINY, { loras: { [at("l.safetensors")]: 1 }, predictionType: "sample" }),
+    ).rejects.toThrow(/l.safetensors is for a UNet that predicts v_prediction; this one predicts sample$/);
+  });
+
+  test("is one of three", async () => {
+    const predictionType = "x0" as "sample";
+    await expect(SDXL.load(TINY, { predictionType })).rejects.toThrow(
+      /^the prediction type is "x0"; accepted are epsilon, v_prediction, sample$/,
+    );
+  });
+});
+
+test.each(["diffusers", "checkpoint"] as const)(
+  "marks of ComfyUI in a UNet file with the names of %s: it predicts v, to zero SNR",
+  async (naming) => {
+    const marks = { v_pred: floats([0]), ztsnr: floats([0]) };
+    const { unet: config, scheduler: base } = await readComponents(TINY, {});
+    if (naming === "diffusers") await saveSafetensors(at("v.safetensors"), { ...own, ...marks });
+    else {
+      const sources = (tensors: Tensors) =>
+        new Map(Object.entries(tensors).map(([name, t]) => [name, tensorSource(t)] as const));
+      const named = unetTable(config).write(sources(own));
+      await writeSafetensors(at("v.safetensors"), new Map([...named, ...sources(marks)]));
+    }
+    const { scheduler } = await readComponents(TINY, { unet: at("v.safetensors") });
+    expect(scheduler).toEqual({ ...base, prediction_type: "v_prediction", rescale_betas_zero_snr: true });
+    cpSync(TINY, at("base"), { recursive: true });
+    put("base/scheduler/scheduler_config.json", JSON.stringify(scheduler));
+    const once = { steps: 1, guidance: 1 };
+    expect(await picture({ unet: at("v.safetensors") }, once)).toEqual(await picture({}, once, at("base")));
+  },
+);
+
+test("CosXL, whose noise is of another kind, is refused", async () => {
+  await saveSafetensors(at("c.safetensors"), { ...own, "edm_vpred.sigma_max": floats([], [120]) });
+  await expect(SDXL.load(TINY, { unet: at("c.safetensors") })).rejects.toThrow(
+    /c.safetensors is a UNet with diffusers' names of CosXL; fewstep runs models of the SDXL family$/,
+  );
 });
 
 describe("LoRA files", () => {
