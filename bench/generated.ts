@@ -72,11 +72,11 @@ export const SIZES = {
     unet: MID,
     vae: { block_out_channels: [32, 64], layers_per_block: 1 },
   },
-  /** That UNet, and text encoders of about twice its weights: what taking turns in memory saves. */
+  /** That UNet, and text encoders of about as many weights: what taking turns in memory saves. */
   wordy: {
     text: [
       { ...clip(768, 12, 4, "quick_gelu"), vocab_size: 4096 },
-      { ...clip(1280, 20, 12, "gelu"), vocab_size: 4096 },
+      { ...clip(1280, 20, 6, "gelu"), vocab_size: 4096 },
     ],
     unet: MID,
     vae: { block_out_channels: [32, 64], layers_per_block: 1 },
@@ -97,8 +97,12 @@ function filler(seed: number): (shape: readonly number[], std: number) => HostTe
   };
 }
 
-/** Writes a model folder in diffusers layout with seeded weights in half precision. */
-export async function generateModel(folder: string, size: keyof typeof SIZES, seed = 0): Promise<void> {
+/** Writes a model folder in diffusers layout with seeded weights, by default in half precision. */
+export async function generateModel(
+  folder: string,
+  size: keyof typeof SIZES,
+  { seed = 0, dtype = "float16" }: { seed?: number; dtype?: "float16" | "float32" } = {},
+): Promise<void> {
   const { text, unet: unetChanges, vae } = SIZES[size];
   const [first, second] = text;
   const B = symbol("B");
@@ -116,8 +120,8 @@ export async function generateModel(folder: string, size: keyof typeof SIZES, se
         init.kind === "constant"
           ? floats(shape, new Float32Array(sizeOf(shape)).fill(init.value))
           : fill(shape, std);
-      const bytes = () => tensorSource(castTensor(drawn(), "float16")).bytes();
-      tensors.set(name, { dtype: "float16", shape, bytes });
+      const bytes = () => tensorSource(castTensor(drawn(), dtype)).bytes();
+      tensors.set(name, { dtype, shape, bytes });
     }
     await writeSafetensors(join(folder, part, file), tensors, { format: "pt" });
   };

@@ -4,6 +4,7 @@ import { type Graph, peakBytes } from "../graph/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { int8Layers, MINIMUM } from "../quantize/index.ts";
 import { sizeOf } from "../tensor/index.ts";
+import type { Network } from "./base.ts";
 import type { Components } from "./components.ts";
 import { floatBytes, type PrecisionOptions, precisionOf } from "./precision.ts";
 import { GRAPHS, vaeGraph } from "./programs.ts";
@@ -13,6 +14,8 @@ import { tilesFor, type VaeTiling } from "./tiling.ts";
 export interface PartPlan {
   precision: "fp32" | "int8";
   weights: number;
+  /** Beside them while they are loaded, and while the network runs. */
+  loading: number;
   activations: number;
 }
 
@@ -37,8 +40,11 @@ export interface MemoryPlan {
 
 /** Of the process before it loads anything. */
 const PROCESS = 2 ** 28;
-/** Memory while weights are loaded over that afterwards: float weights are converted and packed one by one. */
-const LOADING = { fp32: 1.3, int8: 1.1 };
+/**
+ * Memory beside the weights while they are loaded, as a share of them: they are packed one by one. Those of half
+ * precision are there twice, converted and then copied; `npm run bench memory` and `sdxl` measure it.
+ */
+const LOADING = { int8: 0.1, fp32: 0.3, halves: 1.4 };
 
 export interface PlanSize {
   /** Pixels. */
@@ -54,17 +60,36 @@ export interface PlanSize {
 /** Those that are worth most in memory go first: what takes longest to load and is used next. */
 const WORTH: readonly ProgramName[] = ["UNet", "VAE decoder", "text encoders"];
 
+export type MemoryPlanner = (size: PlanSize) => MemoryPlan;
+
+/** The networks of some graphs, and whether their files are in half precision. */
+type Planned = Readonly<Record<ProgramName, { g: Graph; halves: boolean; precision: "fp32" | "int8" }>>;
+
 /**
  * Estimates from a model's networks, whose graphs are built once; nothing is loaded. Adapters are not counted.
  * @param available bytes; without them everything may stay in memory.
  */
-export function memoryPlanner(model: Components, run: PrecisionOptions, available?: number) {
+export async function memoryPlanner(
+  model: Components,
+  run: PrecisionOptions,
+  available?: number,
+): Promise<MemoryPlanner> {
   const [text, unet] = [GRAPHS.text(model, rootScope()), GRAPHS.unet(model, rootScope())];
-  const graphs = { text, unet, vae: vaeGraph(model) };
+  const halves = async (network: Network) =>
+    [...(await model.weights(network)).tensors.values()].some(({ dtype }) => /^b?float16$/.test(dtype));
+  const networks: Planned = {
+    "text encoders": {
+      g: text,
+      halves: (await halves("text_encoder")) || (await halves("text_encoder_2")),
+      precision: precisionOf("text", text, run),
+    },
+    UNet: { g: unet, halves: await halves("unet"), precision: precisionOf("unet", unet, run) },
+    "VAE decoder": { g: vaeGraph(model), halves: await halves("vae"), precision: "fp32" },
+  };
   const known = new Map<string, MemoryPlan>();
-  return (size: PlanSize): MemoryPlan => {
+  return (size) => {
     const key = JSON.stringify(size);
-    const plan = known.get(key) ?? estimate(model, graphs, run, size, available);
+    const plan = known.get(key) ?? estimate(model, networks, size, available);
     known.set(key, plan);
     return plan;
   };
@@ -72,8 +97,7 @@ export function memoryPlanner(model: Components, run: PrecisionOptions, availabl
 
 function estimate(
   { vae: autoencoder, tokenizers }: Components,
-  { text, unet, vae }: Readonly<Record<"text" | "unet" | "vae", Graph>>,
-  run: PrecisionOptions,
+  networks: Planned,
   { width, height, batch, rows, tiling }: PlanSize,
   available?: number,
 ): MemoryPlan {
@@ -84,19 +108,19 @@ function estimate(
     ? { B: 1, H: Math.min(H, tiles.side), W: Math.min(W, tiles.side) }
     : { B: batch, H, W };
   const parts = {
-    "text encoders": planOf(text, { B: batch }, precisionOf("text", text, run)),
-    UNet: planOf(unet, { B: rows, H, W, T }, precisionOf("unet", unet, run)),
-    "VAE decoder": planOf(vae, decoded, "fp32"),
+    "text encoders": planOf(networks["text encoders"], { B: batch }),
+    UNet: planOf(networks.UNet, { B: rows, H, W, T }),
+    "VAE decoder": planOf(networks["VAE decoder"], decoded),
   };
   const all = Object.values(parts);
   const most = (of: (part: PartPlan) => number) => Math.max(...all.map(of));
   const weights = PROCESS + all.reduce((sum, part) => sum + part.weights, 0);
   return {
     parts,
-    loading: weights + most(extra),
+    loading: weights + most((part) => part.loading),
     drawing: weights + most((part) => part.activations),
     alone: {
-      loading: PROCESS + most((part) => part.weights + extra(part)),
+      loading: PROCESS + most((part) => part.weights + part.loading),
       drawing: PROCESS + most((part) => part.weights + part.activations),
     },
     available,
@@ -107,14 +131,9 @@ function estimate(
   };
 }
 
-/** What loading takes beside the weights that stay. */
-function extra({ weights, precision }: PartPlan): number {
-  return weights * (LOADING[precision] - 1);
-}
-
 function staying(name: ProgramName, parts: MemoryPlan["parts"], available = Infinity): ProgramName[] {
   const own = parts[name];
-  let left = available - PROCESS - own.weights - Math.max(own.activations, extra(own));
+  let left = available - PROCESS - own.weights - Math.max(own.activations, own.loading);
   return WORTH.filter((other) => {
     const stays = other !== name && parts[other].weights <= left;
     if (stays) left -= parts[other].weights;
@@ -127,10 +146,14 @@ export function areTogether({ beside }: MemoryPlan): boolean {
   return Object.values(beside).every((others) => others.length === PROGRAMS.length - 1);
 }
 
-function planOf(g: Graph, sizes: Readonly<Record<string, number>>, precision: "fp32" | "int8"): PartPlan {
+function planOf(
+  { g, halves, precision }: Planned[ProgramName],
+  sizes: Readonly<Record<string, number>>,
+): PartPlan {
   const quantised = precision === "int8" ? int8Layers(g, MINIMUM) : [];
   const weights = quantised.reduce((sum, { shape }) => sum - 3 * sizeOf(shape), floatBytes(g));
-  return { precision, weights, activations: peakBytes(g, sizes) };
+  const loading = weights * LOADING[precision === "fp32" && halves ? "halves" : precision];
+  return { precision, weights, loading, activations: peakBytes(g, sizes) };
 }
 
 /** `7.2 GB`; small amounts in MB. */
@@ -164,8 +187,8 @@ export function checkMemory(
   what: string,
 ): void {
   const isDrawing = begun === "drawing" && alone.loading <= available;
-  const takes = ({ weights, ...part }: PartPlan) =>
-    PROCESS + weights + (isDrawing ? part.activations : extra({ weights, ...part }));
+  const takes = ({ weights, loading, activations }: PartPlan) =>
+    PROCESS + weights + (isDrawing ? activations : loading);
   const largest = PROGRAMS.reduce((a, b) => (takes(parts[b]) > takes(parts[a]) ? b : a));
   const needed = takes(parts[largest]);
   if (needed <= available) return;

@@ -4,7 +4,7 @@ import type { LoadedLora } from "./adapters.ts";
 import type { Components } from "./components.ts";
 import { firstChunks } from "./encode.ts";
 import { AdaptableProgram, type Adapted } from "./layout.ts";
-import { areTogether, type MemoryPlan, type PlanSize, PROGRAMS, type ProgramName } from "./memory.ts";
+import { areTogether, type MemoryPlanner, type PlanSize, PROGRAMS, type ProgramName } from "./memory.ts";
 import { type Compiler, partCompiler, type Run, vaeCompiler } from "./programs.ts";
 import type { Prompt } from "./prompts.ts";
 
@@ -19,7 +19,7 @@ interface NetworksOptions {
   /** Adapters that stay. */
   fixed: readonly LoadedLora[];
   run: Run;
-  plan(size: PlanSize): MemoryPlan;
+  plan: MemoryPlanner;
   /** Called before a network is loaded. */
   onLoad?(part: LoadedPart): void;
   /** Called after it, with the seconds that it took. */
@@ -30,7 +30,7 @@ interface NetworksOptions {
 export class Networks implements AsyncDisposable {
   private readonly compilers: Readonly<Record<ProgramName, Compiler>>;
   private readonly programs: Readonly<Record<ProgramName, AdaptableProgram>>;
-  private readonly plan: NetworksOptions["plan"];
+  private readonly plan: MemoryPlanner;
   /** Networks come and go one at a time. */
   private turn: Promise<unknown> = Promise.resolve();
 

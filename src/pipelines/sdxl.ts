@@ -33,7 +33,7 @@ import { denormalizeLatents } from "./latents.ts";
 import type { Adapted } from "./layout.ts";
 import { LoraLibrary } from "./library.ts";
 import { addedStrengths, loraTags, promptLoras } from "./lora_tags.ts";
-import { checkMemory, type MemoryPlan, memoryPlanner, type PlanSize } from "./memory.ts";
+import { checkMemory, type MemoryPlan, type MemoryPlanner, memoryPlanner, type PlanSize } from "./memory.ts";
 import { type LoadedPart, Networks } from "./networks.ts";
 import { GeneratedPicture } from "./picture.ts";
 import type { PrecisionOptions } from "./precision.ts";
@@ -162,7 +162,7 @@ export class SDXL implements AsyncDisposable {
   private readonly networks: Networks;
   private readonly known?: PromptCache;
   private latentRgb?: Promise<LatentRgb>;
-  private readonly plan: ReturnType<typeof memoryPlanner>;
+  private readonly plan: MemoryPlanner;
   private readonly fixedWarnings: readonly string[];
   /** Of the last pictures. */
   private last: Wish;
@@ -171,7 +171,7 @@ export class SDXL implements AsyncDisposable {
     parts: Components,
     fixed: readonly LoadedLora[],
     library: LoraLibrary,
-    plan: ReturnType<typeof memoryPlanner>,
+    plan: MemoryPlanner,
     run: Run,
     { promptCache = 16, loraFolder, onLoad }: Pick<LoadOptions, "promptCache" | "loraFolder" | "onLoad">,
   ) {
@@ -180,7 +180,7 @@ export class SDXL implements AsyncDisposable {
     this.loraFolder = loraFolder;
     this.library = library;
     this.last = { prompts: [], parts, loras: [] };
-    this.fixedWarnings = fixed.flatMap(({ warnings }) => warnings);
+    this.fixedWarnings = [...parts.contradictions, ...fixed.flatMap(({ warnings }) => warnings)];
     if (promptCache > 0) this.known = promptCacheOf(promptCache);
     const onLoaded = (seconds: number): void => {
       this.timings.load += seconds;
@@ -203,7 +203,7 @@ export class SDXL implements AsyncDisposable {
     const fixed = await Promise.all(parts.loras.map((lora) => library.place(lora)));
     const run = { device, threads, precision, large, choices, onNotice, expectedBatch };
     const available = device === "cpu" ? (memoryLimit ?? availableMemory()) : undefined;
-    const plan = memoryPlanner(parts, run, available);
+    const plan = await memoryPlanner(parts, run, available);
     const size = usualSize(parts);
     checkMemory(plan(size), "loading", `loading ${parts.name}`);
     const sdxl = new SDXL(parts, fixed, library, plan, run, rest);
