@@ -18,7 +18,7 @@ import { rootScope } from "../src/nn/index.ts";
 import { type Components, readComponents } from "../src/pipelines/components.ts";
 import { firstChunks } from "../src/pipelines/encode.ts";
 import { readJson, saveJson, weightsOf } from "../src/pipelines/index.ts";
-import { compileVae, partCompiler } from "../src/pipelines/programs.ts";
+import { partCompiler, vaeCompiler } from "../src/pipelines/programs.ts";
 import { cacheFolder } from "../src/platform/index.ts";
 import { snrOf } from "../src/quantize/calibrate.ts";
 import { compile } from "../src/runtime/index.ts";
@@ -68,7 +68,7 @@ function columns(t: FloatTensor, from: number, to: number): FloatTensor {
 
 async function text(folder: string, model: Components, { prompts }: Calls): Promise<void> {
   const expected = await golden(folder, "text");
-  await using program = await partCompiler("text", model, [], { precision: "fp32" })();
+  await using program = await partCompiler("text", model, [], { precision: "fp32" }).compile();
   const out = await program.run(firstChunks(model, prompts));
   const hidden = out.hidden as FloatTensor;
   const [width, D] = [model.text[0].hidden_size, hidden.shape[2]];
@@ -89,7 +89,7 @@ async function predictions(folder: string): Promise<Map<number, Tensors>> {
 }
 
 async function unet(folder: string, model: Components): Promise<void> {
-  await using program = await partCompiler("unet", model, [], { precision: "fp32" })();
+  await using program = await partCompiler("unet", model, [], { precision: "fp32" }).compile();
   for (const [side, { prediction, ...feeds }] of await predictions(folder))
     tellError(`unet, ${8 * side}×${8 * side}`, (await program.run(feeds)).prediction, prediction);
 }
@@ -98,11 +98,11 @@ async function unet(folder: string, model: Components): Promise<void> {
 async function int8(folder: string, model: Components, { side }: Calls): Promise<void> {
   const { prediction, ...feeds } = (await predictions(folder)).get(side)!;
   const encode = async (some: readonly string[]) => {
-    await using program = await partCompiler("text", model, [], { precision: "fp32" })();
+    await using program = await partCompiler("text", model, [], { precision: "fp32" }).compile();
     return (await program.run(firstChunks(model, some))) as Record<"hidden" | "pooled", FloatTensor>;
   };
   const run = { precision: "int8" as const, encode, onNotice: (sentence: string) => console.log(sentence) };
-  await using program = await partCompiler("unet", model, [], run)();
+  await using program = await partCompiler("unet", model, [], run).compile();
   const snr = snrOf([{ prediction }], [await program.run(feeds)]);
   tell(
     `unet in int8, ${8 * side}×${8 * side}`,
@@ -124,7 +124,7 @@ async function vae(folder: string, model: Components): Promise<void> {
     await using program = await compile(g, await weightsOf(g, { "": await model.weights("vae") }, DECODER));
     tellError("vae, encoded", (await program.run({ pictures })).encoded, encoded);
   }
-  await using program = await compileVae(model, {});
+  await using program = await vaeCompiler(model, {}).compile();
   tellError("vae, decoded", (await program.run({ latents })).pictures, decoded);
 }
 
