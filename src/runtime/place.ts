@@ -2,8 +2,7 @@
 
 import { link, mkdtemp, open, realpath, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, isAbsolute, join, relative } from "node:path";
-import process from "node:process";
+import { dirname, join } from "node:path";
 import type { InferenceSession } from "onnxruntime-common";
 import type { ExternalTensor } from "../onnx/index.ts";
 import { atomicWrite } from "../platform/index.ts";
@@ -30,8 +29,9 @@ interface Limits {
 type Placed = [name: string, tensor: FileTensor];
 
 /**
- * Weights as a session can have them. ONNX Runtime reads files in place where all lie below the folder of the model, or
- * below the working directory and the model is bytes. Others are linked into a folder made for the session.
+ * Weights as a session can have them. ONNX Runtime reads files in place where all lie below the folder of the model, so
+ * they are linked into one made for the session. (Below the working directory it would read them for a model of bytes
+ * too, but some of its fusions of convolutions then fail for want of the model's path.)
  */
 export class WeightFiles implements AsyncDisposable {
   readonly weights = new Map<string, HostTensor | ExternalTensor>();
@@ -57,7 +57,7 @@ export class WeightFiles implements AsyncDisposable {
       }
     }
     const paths = [...files.keys()];
-    const locations = size > inMemory ? ((await belowHere(paths)) ?? (await placed.link(paths))) : undefined;
+    const locations = size > inMemory ? await placed.link(paths) : undefined;
     for (const [path, tensors] of files) {
       const location = locations?.get(path);
       if (location === undefined) await placed.read(path, tensors, window);
@@ -132,16 +132,4 @@ export class WeightFiles implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.folder) await rm(this.folder, { recursive: true, force: true }).catch(() => {});
   }
-}
-
-/** Paths as seen from the working directory; undefined where one is outside. */
-async function belowHere(paths: readonly string[]): Promise<ReadonlyMap<string, string> | undefined> {
-  const here = await realpath(process.cwd());
-  const out = new Map<string, string>();
-  for (const path of paths) {
-    const below = relative(here, await realpath(path));
-    if (below.startsWith("..") || isAbsolute(below)) return undefined;
-    out.set(path, below);
-  }
-  return out;
 }
