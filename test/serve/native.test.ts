@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { expect, test, vi } from "vitest";
+import { expect, onTestFinished, test, vi } from "vitest";
 import { readPng } from "../../src/platform/index.ts";
 import { saveLora } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
@@ -294,10 +294,10 @@ test("small models are drawn by several threads at a time", async () => {
 
 test("what takes time while models are loaded is told, and done once for all threads", async () => {
   vi.stubEnv("FEWSTEP_CACHE", at("cache"));
+  onTestFinished(() => void vi.unstubAllEnvs());
   const notices: string[] = [];
   const onNotice = (sentence: string): number => notices.push(sentence);
   await tinyServer({ precision: "int8", concurrency: 2, onNotice });
-  vi.unstubAllEnvs();
   expect(notices.filter((sentence) => /int8 weights of the UNet are made once/.test(sentence))).toHaveLength(
     1,
   );
