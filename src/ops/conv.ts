@@ -3,6 +3,7 @@
 import {
   addDim,
   apply,
+  constant,
   type Dim,
   floorDivDim,
   type OpDef,
@@ -10,9 +11,10 @@ import {
   typeText,
   type Value,
 } from "../graph/index.ts";
+import { ints } from "../tensor/index.ts";
 import { convInt8 } from "./int8.ts";
 import { gemm } from "./matmul.ts";
-import { concat } from "./movement.ts";
+import { gather } from "./movement.ts";
 
 export interface ConvOptions {
   /** Default [1, 1]. */
@@ -106,8 +108,8 @@ const convTransposeOp: OpDef = {
 };
 
 /**
- * dw = dyᵀ·im2col(x) as one matrix product over all positions of the batch. Channels come last, so that the nine
- * shifted copies are runs of whole pixels.
+ * dw = dyᵀ·im2col(x) as one matrix product over all positions of the batch. Channels come last, so that the
+ * columns are gathered as whole pixels.
  */
 function gradWeight(dy: Value, x: Value, w: Value, options: Required<ConvOptions>): Value {
   const [O, C, kh, kw] = w.shape as number[];
@@ -130,16 +132,16 @@ function im2col(
 ): Value {
   const unpadded = pads.every((p) => p === 0);
   if (kh * kw * sy * sx === 1 && unpadded) return pixels(x);
-  const padded = x.transpose([0, 2, 3, 1]).pad(1, pads[0], pads[2]).pad(2, pads[1], pads[3]); // [B,H,W,C]
-  const width = kh * kw * (x.shape[1] as number);
-  if (kh === sy && kw === sx && unpadded && padded.shape[1] === h * sy && padded.shape[2] === w * sx)
-    // Patches that do not overlap are a reshape.
-    return padded.reshape([-1, h, sy, w, sx, x.shape[1]]).transpose([0, 1, 3, 2, 4, 5]).reshape([-1, width]);
-  const shifted: Value[] = [];
-  for (let i = 0; i < kh; i++)
-    for (let j = 0; j < kw; j++)
-      shifted.push(padded.slice(1, i, i + (h - 1) * sy + 1, sy).slice(2, j, j + (w - 1) * sx + 1, sx));
-  return concat(shifted, 3).reshape([-1, width]);
+  const [B, C, H, W] = x.shape as number[];
+  const places: number[] = [];
+  for (let y = 0; y < h * sy; y += sy)
+    for (let x = 0; x < w * sx; x += sx)
+      for (let i = y - pads[0]; i < y - pads[0] + kh; i++)
+        for (let j = x - pads[1]; j < x - pads[1] + kw; j++)
+          places.push(i >= 0 && i < H && j >= 0 && j < W ? i * W + j : H * W);
+  const flat = x.reshape([B, C, H * W]).transpose([0, 2, 1]);
+  const rows = unpadded ? flat : flat.pad(1, 0, 1); // pixels beside the picture are the row of zeros
+  return gather(rows, constant(ints([places.length], places)), 1).reshape([-1, kh * kw * C]);
 }
 
 /** x [B,C,H,W] * w [O,C/group,k,k] + b [O] → [B,O,h,w] */
