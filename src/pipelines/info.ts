@@ -6,7 +6,7 @@ import type { Sampler, Schedule } from "../samplers/index.ts";
 import { NETWORKS } from "./base.ts";
 import { type Components, readComponents } from "./components.ts";
 import { mostClipSkip } from "./encode.ts";
-import { GRAPHS, runsOnOneThread } from "./programs.ts";
+import { GRAPHS, isSmall } from "./programs.ts";
 
 export interface ModelInfo {
   /** Latent side the model was trained at. */
@@ -29,8 +29,8 @@ export interface ModelDescription extends ModelInfo {
   base: { steps: number; guidance: number; distilled: boolean };
   /** Of the files with its weights. */
   bytes: number;
-  /** Whether its UNet runs on one thread, so that several pictures at a time use a machine best. */
-  oneThread: boolean;
+  /** Whether its UNet is too small for many threads, so that several pictures at a time use a machine best. */
+  small: boolean;
 }
 
 export function modelInfo(parts: Components): ModelInfo {
@@ -63,6 +63,6 @@ export async function describeModel(path: string): Promise<ModelDescription> {
       ? { steps: parts.defaults.steps, guidance: parts.defaults.guidance, distilled: false }
       : { ...parts.usual, distilled: parts.distilled !== undefined },
     bytes: sizes.reduce((sum, size) => sum + size, 0),
-    oneThread: runsOnOneThread(GRAPHS.unet(parts, rootScope()), parts),
+    small: isSmall(GRAPHS.unet(parts, rootScope()), parts),
   };
 }

@@ -4,6 +4,7 @@ import { flopsOf, type Graph, graph, input, parametersOf, symbol } from "../grap
 import { clipText, clipTextWithProjection, unet } from "../models/index.ts";
 import { type Change, changeBranch, changedScope, rootScope, type Scope } from "../nn/index.ts";
 import { concat, gather } from "../ops/index.ts";
+import { platform } from "../platform/index.ts";
 import { int8Network, weightOfKey, withInt8 } from "../quantize/index.ts";
 import { type CompileOptions, compile, type Program } from "../runtime/index.ts";
 import { readSource, tensorSource } from "../weights/index.ts";
@@ -132,21 +133,22 @@ async function int8Part(part: Part, model: Components, run: Run): Promise<Kept> 
   });
 }
 
-/**
- * FLOPs of a network up to which it runs on one thread. Its operators then take some ten microseconds each, and
- * threads would wait for each other longer than they compute: with two, pictures of the bundled model take twice the time.
- */
-const ONE_THREAD = 1e9;
+/** FLOPs up to which a network is small: its operators take some ten microseconds each, too short for many threads. */
+const SMALL = 1e9;
 
-/** Whether threads would slow down an evaluation of a network on the CPU, for B pictures of the model's own size. */
-export function runsOnOneThread(g: Graph, { unet, tokenizers }: Components, B = 1): boolean {
+/** Threads of a small network at most. */
+const SMALL_THREADS = 2;
+
+/** Whether a network is small on B pictures of the model's own size. */
+export function isSmall(g: Graph, { unet, tokenizers }: Components, B = 1): boolean {
   const side = unet.sample_size ?? SAMPLE_SIDE;
-  return flopsOf(g, { B, H: side, W: side, T: tokenizers[0].maxLength }) <= ONE_THREAD;
+  return flopsOf(g, { B, H: side, W: side, T: tokenizers[0].maxLength }) <= SMALL;
 }
 
 function threadsFor(g: Graph, model: Components, run: Run): number | undefined {
   const { device = "cpu", threads, expectedBatch } = run;
-  return device === "cpu" && runsOnOneThread(g, model, expectedBatch) ? 1 : threads;
+  if (device !== "cpu" || !isSmall(g, model, expectedBatch)) return threads;
+  return Math.min(threads ?? platform().cores, SMALL_THREADS);
 }
 
 /** Weights of a part, and which layers of it are int8. */

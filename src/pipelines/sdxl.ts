@@ -45,7 +45,7 @@ import { tiledDecode, tilesFor, type VaeTiling } from "./tiling.ts";
 export interface LoadOptions extends ComponentOptions, PrecisionOptions {
   /** Bytes that may be used; default what is free. Counts on the CPU alone. */
   memoryLimit?: number;
-  /** Most threads of a program; default all cores. Small networks run on one, which is faster. */
+  /** Most threads of a program; default all cores. Small networks take two at most. */
   threads?: number;
   /** Pictures at a time that threads are chosen for; default 1. */
   expectedBatch?: number;

@@ -7,6 +7,8 @@ export interface Platform {
   /** ONNX Runtime: the session and tensor classes of the build for this place. */
   readonly InferenceSession: typeof InferenceSession;
   readonly Tensor: typeof Tensor;
+  /** Cores that this process may use. */
+  readonly cores: number;
 }
 
 let bound: Platform | undefined;

@@ -112,10 +112,10 @@ export class PictureStudio implements Studio {
 /** Jobs at a time where nothing else is asked, at most. */
 const MOST_JOBS = 4;
 
-/** Models that run on one thread leave the other cores to other pictures. */
+/** Small models use a machine best with several pictures at a time. */
 function jobsAtATime({ models }: Catalogue, device: Device): number {
-  const alone = device === "cpu" && [...models.values()].every(({ oneThread }) => oneThread);
-  return alone ? Math.min(MOST_JOBS, availableParallelism()) : 1;
+  const small = device === "cpu" && [...models.values()].every((model) => model.small);
+  return small ? Math.min(MOST_JOBS, availableParallelism()) : 1;
 }
 
 function startWorker(setup: WorkerSetup): Worker {
