@@ -1,7 +1,7 @@
 /**
  * @file Writes docs/results.md and its images from a list of configurations: `npx tsx scripts/results.ts`. Results are
- * kept, so that a run that was killed goes on, and another writes the page anew without measuring. What
- * docs/results-notes.md says, by hand, is put at the end.
+ * kept in docs/results, so that a run that was killed goes on, and another writes the page anew without measuring, even
+ * where weights are gone that were judged before. What docs/results-notes.md says, by hand, is put at the end.
  */
 
 import { existsSync } from "node:fs";
@@ -21,7 +21,7 @@ async function main(): Promise<void> {
     options: {
       list: { type: "string", default: "recipes/results.json" },
       out: { type: "string", default: "docs" },
-      /** For results and for the teacher's pictures. */
+      /** For the teacher's pictures. */
       cache: { type: "string", default: "runs/results" },
       /** Pictures of each split, to try the script. */
       count: { type: "string" },
@@ -35,9 +35,10 @@ async function main(): Promise<void> {
   const tables: TableResult[] = [];
   for (const table of list.tables) {
     const rows = [];
+    const options = { list, table, records: join(values.out, "results"), cache: values.cache, count };
     for (const configuration of table.configurations) {
       const started = performance.now();
-      const row = await measure(configuration, { list, table, cache: values.cache, count });
+      const row = await measure(configuration, options);
       rows.push(row);
       const seconds = ((performance.now() - started) / 1000).toFixed(0);
       const what = row.measured
@@ -58,7 +59,7 @@ async function main(): Promise<void> {
       "CLIP score are those of `fewstep eval`; they compare models of this size under this judge with each other only. " +
       "The same prompts and seeds everywhere; lower is better but for CLIP score, R@5 and diversity.\n",
     ...sections,
-    await identities(list, tables),
+    identities(tables),
     ...(existsSync(notes) ? [await readFile(notes, "utf8")] : []),
   ];
   for (const [name, image] of images) await atomicWrite(join(values.out, "images", name), image);

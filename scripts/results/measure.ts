@@ -1,18 +1,23 @@
-/** @file Judges one configuration, once: results are kept on disk under a hash of everything that decides them. */
+/**
+ * @file Judges one configuration, once: its record is kept beside the page, with the hashes of all files that decided it,
+ * and holds as long as those that are still there are the same.
+ */
 
-import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
+import sharp from "sharp";
 import { z } from "zod";
 import { type EvalResult, evaluate, modelHash, type SetScores } from "../../src/eval/index.ts";
-import { readJson, weightsFile } from "../../src/pipelines/index.ts";
+import { weightsFile } from "../../src/pipelines/index.ts";
 import { atomicWrite, fileHash, version } from "../../src/platform/index.ts";
 import { SAMPLERS } from "../../src/samplers/index.ts";
 import type { Configuration, ResultsList, Table } from "./list.ts";
 
 /** Changes when results are kept in another way. */
-const FORMAT = 1;
+const FORMAT = 2;
+/** Splits of the dataset by what their scores are called. */
 const SETS = { "heldout-pair": "heldout", train: "seen", "heldout-style": "style" } as const;
 
 export interface Measured {
@@ -20,6 +25,8 @@ export interface Measured {
   scores: SetScores;
   /** RGB of the first pictures, for the contact sheet. */
   pictures: { data: Uint8Array; label: string }[];
+  /** SHA-256 of the files and folders that decided the numbers. */
+  files: Readonly<Record<string, string>>;
 }
 
 /** A configuration with its numbers, or with the files that it lacks. */
@@ -32,97 +39,129 @@ export interface Row {
 export interface MeasureOptions {
   list: ResultsList;
   table: Table;
-  /** For results and for the teacher's pictures. */
+  /** Folder of the records. */
+  records: string;
+  /** For the teacher's pictures. */
   cache: string;
   /** In place of the table's. */
   count?: number;
   onProgress?: (done: number, total: number) => void;
 }
 
-const kept = z.object({
+const recordSchema = z.object({
+  asked: z.unknown(),
+  files: z.record(z.string(), z.string()),
   result: z.looseObject({ steps: z.number() }),
-  pictures: z.array(z.object({ data: z.base64(), label: z.string() })),
+  pictures: z.array(z.object({ webp: z.base64(), label: z.string() })),
 });
+
+type Kept = z.infer<typeof recordSchema>;
 
 export async function measure(configuration: Configuration, options: MeasureOptions): Promise<Row> {
   const { list, table, cache, onProgress } = options;
   const { unet, loras, sampler, steps, guidance, spacing } = configuration;
   const model = table.model ?? list.model;
+  const set = SETS[table.split];
+  const path = join(options.records, `${table.name}-${slug(configuration.label)}.json`);
   const needed = [model, list.judge, list.data, ...(unet ? [unet] : []), ...Object.keys(loras ?? {})];
-  const missing = needed.filter((path) => !existsSync(path));
+  const missing = needed.filter((file) => !existsSync(file));
+  const files = await hashes(
+    needed.filter((file) => existsSync(file)),
+    list,
+  );
+  const asked = whatIsAsked(configuration, options);
+  const record = await readRecord(path);
+  if (record && holds(record, { asked, files, needed }))
+    return { configuration, measured: await measuredOf(record, set), missing: [] };
   if (missing.length > 0) return { configuration, missing };
 
   const count = options.count ?? table.count;
-  const { reference } = list;
   // Few-step weights that the model folder lists must not step in.
   const network = unet ?? (statSync(model).isDirectory() ? weightsFile(join(model, "unet")) : undefined);
-  const path = join(cache, `${await keyOf(configuration, options)}.json`);
-  const known = await readKept(path, SETS[table.split]);
-  if (known) return { configuration, measured: known, missing };
-
-  const pictures: Measured["pictures"] = [];
+  const pictures: Kept["pictures"] = [];
   const result = await evaluate({
     ...{ model, unet: network, loras, steps, guidance, schedule: spacing, count, onProgress },
     ...{ judge: list.judge, data: list.data, splits: [table.split] },
     sampler: sampler === undefined ? undefined : SAMPLERS[sampler],
-    reference: { ...reference, cache },
-    onPictures: async (set, made) => {
-      if (set === SETS[table.split]) pictures.push(...spread(made, list.sheet));
+    reference: { ...list.reference, cache },
+    onPictures: async (name, made) => {
+      if (name !== set) return;
+      for (const { data, label } of spread(made, list.sheet))
+        pictures.push({ webp: (await webpOf(data)).toString("base64"), label });
     },
   });
-  const text = pictures.map(({ data, label }) => ({ data: Buffer.from(data).toString("base64"), label }));
-  await atomicWrite(path, JSON.stringify({ result, pictures: text }));
-  return { configuration, measured: { result, scores: result[SETS[table.split]]!, pictures }, missing };
+  const made: Kept = { asked, files, result: { ...result }, pictures };
+  await atomicWrite(path, `${JSON.stringify(made, null, 1)}\n`);
+  return { configuration, measured: await measuredOf(made, set), missing };
 }
 
-/** Of options, and of the content of all files that are read. */
-async function keyOf(configuration: Configuration, options: MeasureOptions): Promise<string> {
-  const { list, table } = options;
-  const { label: _, series: __, unet, loras = {}, ...sampling } = configuration;
-  const model = table.model ?? list.model;
-  const parts = {
-    format: [FORMAT, version()],
-    files: {
-      model: await modelHash(model),
-      judge: await modelHash(list.judge, ["image_encoder", "text_encoder_2", "tokenizer_2"]),
-      data: [
-        await fileHash(join(list.data, "images.safetensors")),
-        await fileHash(join(list.data, "metadata.jsonl")),
-      ],
-      unet: unet && (await fileHash(unet)),
-      loras: await Promise.all(
-        Object.entries(loras).map(async ([file, strength]) => [await fileHash(file), strength]),
-      ),
-    },
-    asked: { ...sampling, split: table.split, count: options.count ?? table.count, sheet: list.sheet },
+/** Letters and digits of a label, for the name of a file. */
+const slug = (label: string): string => label.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+
+/** Whether a record is of the same question, and of the files that are still there. */
+function holds(record: Kept, now: Pick<Kept, "asked" | "files"> & { needed: readonly string[] }): boolean {
+  return (
+    isDeepStrictEqual(record.asked, now.asked) &&
+    now.needed.every((file) => file in record.files) &&
+    Object.entries(now.files).every(([file, hash]) => record.files[file] === hash)
+  );
+}
+
+/** All that decides the numbers beside the content of files, as JSON. */
+function whatIsAsked(configuration: Configuration, { list, table, count }: MeasureOptions): unknown {
+  const { label: _, series: __, ...sampling } = configuration;
+  const { split } = table;
+  const asked = {
+    sampling,
+    split,
+    count: count ?? table.count,
+    sheet: list.sheet,
     reference: list.reference,
-    defaults: statSync(model).isDirectory() && (await defaultsOf(model)),
   };
-  return createHash("sha256").update(JSON.stringify(parts)).digest("hex").slice(0, 32);
+  return JSON.parse(JSON.stringify({ format: [FORMAT, version()], ...asked }));
 }
 
-/** Steps and guidance of the model's own UNet. */
-async function defaultsOf(model: string): Promise<unknown> {
-  const { fewstep } = await readJson(join(model, "model_index.json"));
-  const { steps, guidance } = (fewstep ?? {}) as Record<string, unknown>;
-  return { steps, guidance };
+/** Of files, and of what counts in the folders of models, the judge and the data. */
+async function hashes(paths: readonly string[], list: ResultsList): Promise<Record<string, string>> {
+  const hashed = paths.map(async (path) => [path, await hashOf(path, list)] as const);
+  return Object.fromEntries(await Promise.all(hashed));
+}
+
+async function hashOf(path: string, { judge, data }: ResultsList): Promise<string> {
+  if (path === data) return fileHash(join(data, "images.safetensors"));
+  if (path === judge) return modelHash(judge, ["image_encoder", "text_encoder_2", "tokenizer_2"]);
+  return modelHash(path);
 }
 
 /** Undefined when there is no such file, or when it is not what was written. */
-async function readKept(path: string, set: "heldout" | "seen" | "style"): Promise<Measured | undefined> {
+async function readRecord(path: string): Promise<Kept | undefined> {
   if (!existsSync(path)) return undefined;
   try {
-    const { result, pictures } = kept.parse(JSON.parse(await readFile(path, "utf8")));
-    const scores = result[set] as SetScores | undefined;
-    if (scores === undefined || typeof scores.fd !== "number") return undefined;
-    return {
-      result: result as unknown as EvalResult,
-      scores,
-      pictures: pictures.map(({ data, label }) => ({ data: Buffer.from(data, "base64"), label })),
-    };
+    return recordSchema.parse(JSON.parse(await readFile(path, "utf8")));
   } catch {
     return undefined;
   }
+}
+
+async function measuredOf({ result, pictures, files }: Kept, set: keyof EvalResult): Promise<Measured> {
+  const shown = pictures.map(async ({ webp, label }) => {
+    const data = await sharp(Buffer.from(webp, "base64")).removeAlpha().raw().toBuffer();
+    return { data, label };
+  });
+  return {
+    result: result as unknown as EvalResult,
+    scores: result[set] as SetScores,
+    pictures: await Promise.all(shown),
+    files,
+  };
+}
+
+/** Of a square RGB picture. */
+function webpOf(data: Uint8Array): Promise<Buffer> {
+  const side = Math.sqrt(data.length / 3);
+  return sharp(data, { raw: { width: side, height: side, channels: 3 } })
+    .webp({ quality: 90 })
+    .toBuffer();
 }
 
 function spread<T>(items: readonly T[], count: number): T[] {

@@ -1,8 +1,5 @@
 /** @file The results as Markdown, with plots and contact sheets beside it. Nothing in it is written by hand. */
 
-import { join } from "node:path";
-import { modelHash } from "../../src/eval/index.ts";
-import { fileHash } from "../../src/platform/index.ts";
 import { type Plot, plot } from "./charts.ts";
 import type { ResultsList, Table } from "./list.ts";
 import type { Measured, Row } from "./measure.ts";
@@ -142,21 +139,12 @@ function tableRow(cells: readonly string[]): string {
 }
 
 /** Which files the numbers belong to. */
-export async function identities(list: ResultsList, tables: readonly TableResult[]): Promise<string> {
+export function identities(tables: readonly TableResult[]): string {
   const files = new Map<string, string>();
-  for (const { table, rows } of tables)
-    for (const { configuration } of measuredRows(rows)) {
-      const model = table.model ?? list.model;
-      if (!files.has(model)) files.set(model, await modelHash(model));
-      for (const file of [configuration.unet, ...Object.keys(configuration.loras ?? {})])
-        if (file !== undefined && !files.has(file)) files.set(file, await fileHash(file));
-    }
+  for (const { rows } of tables)
+    for (const { measured } of measuredRows(rows))
+      for (const [file, hash] of Object.entries(measured.files)) files.set(file, hash);
   if (files.size === 0) return "";
-  files.set(
-    `${list.judge}, the judge`,
-    await modelHash(list.judge, ["image_encoder", "text_encoder_2", "tokenizer_2"]),
-  );
-  files.set(`${list.data}, the pictures`, await fileHash(join(list.data, "images.safetensors")));
   return [
     "## Files",
     "",
