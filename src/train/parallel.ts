@@ -119,8 +119,8 @@ export interface ParallelOptions {
   frozen?: ReadonlyMap<string, HostTensor | ExternalTensor>;
 }
 
-/** Small enough for the second-level cache, large enough to hide the cost of a call. */
-const CHUNK = 1 << 18;
+/** So small that all arrays of an update are in the second-level cache together, so large that a call costs little. */
+const CHUNK = 1 << 15;
 
 /** Trains the parameters of a loss on several cores. Free it with `dispose`. */
 export class ParallelTrainer implements AsyncDisposable {
