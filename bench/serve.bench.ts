@@ -13,6 +13,8 @@ import { machine } from "./machine.ts";
 const SECONDS = Number(process.env.SECONDS ?? 60);
 const CLIENTS = Number(process.env.CLIENTS ?? 64);
 const STEPS = process.env.STEPS === undefined ? undefined : Number(process.env.STEPS);
+/** At memory and event loop while it runs. */
+const LOOKS = 8;
 const PROMPT = "a red apple";
 /** Seconds between two looks of the server at its event loop: a delay of so much is none. */
 const RESOLUTION = 0.01;
@@ -44,7 +46,8 @@ async function metrics(): Promise<Map<string, number>> {
 await bare(1);
 await fetch(url, { method: "POST", headers, body });
 const before = await bare(Math.max(1, SECONDS / 4));
-const start = await metrics();
+const looks = [await metrics()];
+const look = setInterval(async () => looks.push(await metrics()), (1000 * SECONDS) / LOOKS);
 const load = await autocannon({
   url,
   method: "POST",
@@ -54,7 +57,8 @@ const load = await autocannon({
   duration: SECONDS,
   timeout: 600,
 });
-const end = await metrics();
+clearInterval(look);
+looks.push(await metrics());
 const after = await bare(Math.max(1, SECONDS / 4));
 
 const alone = (before + after) / 2;
@@ -62,9 +66,8 @@ const served = load["2xx"] / load.duration;
 const statuses = Object.entries(load.statusCodeStats ?? {}).filter(([status]) => !status.startsWith("2"));
 const errors = [...statuses.map(([status, { count }]) => `${count} of status ${status}`)];
 if (load.errors > 0) errors.push(`${load.errors} without an answer, ${load.timeouts} of them too late`);
-const memory = (numbers: Map<string, number>) =>
-  `${Math.round((numbers.get("process_resident_memory_bytes") ?? 0) / 2 ** 20)} MiB`;
-const lag = (end.get("nodejs_eventloop_lag_p99_seconds") ?? 0) - RESOLUTION;
+const memory = looks.map((m) => Math.round((m.get("process_resident_memory_bytes") ?? 0) / 2 ** 20));
+const lags = looks.slice(1).map((m) => (m.get("nodejs_eventloop_lag_p99_seconds") ?? 0) - RESOLUTION);
 
 console.log(machine());
 console.log(
@@ -78,5 +81,7 @@ console.log(
 );
 console.log(`answer       ${load.latency.p50} ms median, ${load.latency.p99} ms p99, waiting included`);
 console.log(`errors       ${errors.join(", ") || "none"}`);
-console.log(`event loop   p99 ${(1000 * Math.max(0, lag)).toFixed(1)} ms late`);
-console.log(`memory       ${memory(start)} at the start, ${memory(end)} at the end`);
+console.log(
+  `event loop   p99 ${(1000 * Math.max(0, ...lags)).toFixed(1)} ms late, in the worst ${(SECONDS / LOOKS).toFixed(0)} s`,
+);
+console.log(`memory       ${memory.join(", ")} MiB, from start to end`);
