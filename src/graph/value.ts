@@ -38,6 +38,8 @@ export type OnnxAttr = number | string | readonly number[] | { float: number };
 export interface Int8Product {
   /** Order of the weight's axes in which it becomes the matrix [inner, out] that the kernel takes. */
   readonly axes: readonly number[];
+  /** Width of the blocks in which input and weight (of this shape) are rotated before they are quantised; default none. */
+  rotation?(weight: readonly number[]): number | undefined;
   /** What stands in for the product `y`. matrix int8 [inner, out], scale [out]. */
   product(y: Value, matrix: Value, scale: Value): Value;
 }

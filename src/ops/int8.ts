@@ -6,6 +6,7 @@
 
 import {
   apply,
+  constant,
   type Emit,
   type OpDef,
   output,
@@ -67,6 +68,47 @@ export function projectInt8(x: Value, matrix: Value, scale: Value, bias?: Value)
   checkMatrix("ProjectInt8", matrix, scale, x.shape[x.rank - 1] as number);
   const q = apply(quantizeRowsOp, [x]); // the same node for all layers that read x
   return apply(projectOp, [q, output(q, 1), matrix, scale, ...(bias ? [bias] : [])]);
+}
+
+/** Of a rotation: large enough to level outliers, small enough to cost little. */
+const BLOCK = 64;
+
+/**
+ * Width of the blocks in which the input of a linear layer of weight [O,K] is rotated: layers that narrow take what a
+ * gate or an activation made, with few large values that the others would share a scale with.
+ */
+export function rotation([O, K]: readonly number[]): number | undefined {
+  return K > O && K % BLOCK === 0 ? BLOCK : undefined;
+}
+
+/**
+ * x [..., K] with each block of `width` values (a power of two) multiplied by a Hadamard matrix, orthonormal and
+ * symmetric (Ashkboos et al. 2024, QuaRot): large values are spread over their block. A weight that was rotated alike
+ * gives the same product.
+ */
+export function rotate(x: Value, width: number): Value {
+  const blocks = [...x.shape.slice(0, -1), (x.shape[x.rank - 1] as number) / width, width];
+  return x.reshape(blocks).matmul(hadamard(width)).reshape(x.shape);
+}
+
+const matrices = new Map<number, Value>();
+
+/** Sylvester's Hadamard matrix over √n: the sign of an element is the parity of the bits that row and column share. */
+function hadamard(n: number): Value {
+  const isOdd = (bits: number): boolean => bits > 0 && (bits % 2 === 1) !== isOdd(bits >> 1);
+  const elements = Float32Array.from({ length: n * n }, (_, i) =>
+    isOdd(Math.floor(i / n) & (i % n)) ? -1 : 1,
+  );
+  const known =
+    matrices.get(n) ??
+    constant(
+      floats(
+        [n, n],
+        elements.map((sign) => sign / Math.sqrt(n)),
+      ),
+    );
+  matrices.set(n, known);
+  return known;
 }
 
 export interface ConvInt8Options {

@@ -3,7 +3,7 @@
 import { apply, isStatic, type OpDef, sizeDim, typeText, type Value } from "../graph/index.ts";
 import { ints } from "../tensor/index.ts";
 import { broadcast } from "./elementwise.ts";
-import { projectInt8 } from "./int8.ts";
+import { projectInt8, rotate, rotation } from "./int8.ts";
 
 function swapLast(x: Value): Value {
   const perm = x.shape.map((_, i) => i);
@@ -67,7 +67,11 @@ const projectOp: OpDef = {
   flops: (y) => sizeDim([2, ...y.shape, y.inputs[1].shape[1]]),
   int8: {
     axes: [1, 0],
-    product: ({ inputs: [x, , b] }, matrix, scale) => projectInt8(x, matrix, scale, b),
+    rotation,
+    product: ({ inputs: [x, w, b] }, matrix, scale) => {
+      const block = rotation(w.shape as number[]);
+      return projectInt8(block ? rotate(x, block) : x, matrix, scale, b);
+    },
   },
   onnx: (emit, [x, w, b]) => {
     const [t] = emit.node("Transpose", [w], { perm: [1, 0] });

@@ -13,7 +13,7 @@ import { SafetensorsFile, type TensorEntry, tensorSource, writeSafetensors } fro
 import type { CalibratedPart, Choices } from "./calibrate.ts";
 
 /** Changes with what the tensors mean. */
-const VERSION = 1;
+const VERSION = 2;
 const FIELD = "fewstep.int8";
 
 const schema = z.object({

@@ -7,7 +7,7 @@ import { type Graph, graph, inputsOf, nameOf, parametersOf, type Value } from ".
 import { compile } from "../runtime/index.ts";
 import { castTensor, floats, type HostTensor, sizeOf, toFloat32 } from "../tensor/index.ts";
 import { type Int8Layer, int8Layers, int8Names, int8Product, withInt8 } from "./layers.ts";
-import { int8Matrix } from "./matrix.ts";
+import { int8Matrix, rotated } from "./matrix.ts";
 import { cut } from "./parts.ts";
 
 /** Float32 weights that are in memory at a time. */
@@ -54,7 +54,9 @@ export async function* calibrate(
     const tensors = new Map<string, HostTensor>();
     for (const { name } of parametersOf(part)) tensors.set(name, toFloat32(await read(name)));
     for (const layer of layers) {
-      const { matrix, scale } = int8Matrix(weightOf(layer, tensors), layer.node.op.int8!.axes, choices.bits);
+      const { axes, rotation } = layer.node.op.int8!;
+      const [weight, width] = [weightOf(layer, tensors), rotation?.(layer.shape)];
+      const { matrix, scale } = int8Matrix(width ? rotated(weight, width) : weight, axes, choices.bits);
       const names = int8Names(layer.key);
       tensors.set(names.matrix, matrix).set(names.scale, scale);
     }

@@ -48,6 +48,19 @@ function innerOrder(shape: readonly number[], axes: readonly number[]): Int32Arr
   return Int32Array.from(offsets);
 }
 
+/** A weight [O,K] rotated as `rotate` of ops does its input, by the fast Walsh–Hadamard transform. */
+export function rotated({ shape, data }: FloatTensor, width: number): FloatTensor {
+  const out = data.slice();
+  for (let half = 1; half < width; half *= 2)
+    for (let start = 0; start < out.length; start += 2 * half)
+      for (let i = start; i < start + half; i++) {
+        const [a, b] = [out[i], out[i + half]];
+        out[i] = (a + b) * Math.SQRT1_2;
+        out[i + half] = (a - b) * Math.SQRT1_2;
+      }
+  return floats(shape, out);
+}
+
 let known: Promise<number> | undefined;
 
 /**

@@ -3,6 +3,7 @@
 import { expect, test } from "vitest";
 import "../../src/platform/node.ts";
 import {
+  constant,
   type Graph,
   graph,
   input,
@@ -12,15 +13,18 @@ import {
   parametersOf,
   peakBytes,
   symbol,
+  type Value,
   verify,
 } from "../../src/graph/index.ts";
 import { conv2d, linear, rootScope } from "../../src/nn/index.ts";
-import { silu } from "../../src/ops/index.ts";
+import { projectInt8, silu } from "../../src/ops/index.ts";
+import { rotate, rotation } from "../../src/ops/int8.ts";
+import { snrOf } from "../../src/quantize/calibrate.ts";
 import { int8Layers, withInt8 } from "../../src/quantize/layers.ts";
-import { int8Matrix, weightBits } from "../../src/quantize/matrix.ts";
+import { int8Matrix, rotated, weightBits } from "../../src/quantize/matrix.ts";
 import { cut } from "../../src/quantize/parts.ts";
 import { compile } from "../../src/runtime/index.ts";
-import { floats, Generator, type HostTensor } from "../../src/tensor/index.ts";
+import { type FloatTensor, floats, Generator, type HostTensor } from "../../src/tensor/index.ts";
 
 const B = symbol("B");
 
@@ -41,6 +45,34 @@ test("an int8 matrix has the weight's values within half a step, outputs last", 
         }
     }
   }
+});
+
+test("input and weight rotated alike have the same product, and large values of a row cost the others less", async () => {
+  const [T, K, O, width] = [16, 640, 96, 64];
+  const g = new Generator(4);
+  const w = g.randn([O, K]);
+  const rows = g.randn([T, K]).data.map((v) => v ** 3); // few are large
+  const x = input("x", "float32", [T, K]);
+  const exact = x.matmul(constant(w).transpose([1, 0]));
+  const int8 = (weight: FloatTensor, v: Value) => {
+    const { matrix, scale } = int8Matrix(weight, [1, 0], 8);
+    return projectInt8(v, constant(matrix), constant(scale));
+  };
+  const turned = rotated(w, width);
+  const products = {
+    exact,
+    turned: rotate(x, width).matmul(constant(turned).transpose([1, 0])),
+    plain: int8(w, x),
+    level: int8(turned, rotate(x, width)),
+  };
+  await using program = await compile(graph(products));
+  const { exact: expected, ...others } = await program.run({ x: floats([T, K], rows) });
+  const dB = (name: string) => snrOf([{ y: expected }], [{ y: others[name] }]);
+  expect(dB("turned")).toBeGreaterThan(110);
+  expect(dB("level") - dB("plain")).toBeGreaterThan(6);
+  expect(rotation([K, O])).toBeUndefined();
+  expect(rotation([O, K])).toBe(width);
+  expect(rotation([O, 100])).toBeUndefined();
 });
 
 test("rows of zeros become zeros", () => {
