@@ -25,6 +25,8 @@ async function main(): Promise<void> {
       cache: { type: "string", default: "runs/results" },
       /** Pictures of each split, to try the script. */
       count: { type: "string" },
+      /** Speed is measured anew. */
+      time: { type: "boolean", default: false },
     },
   });
   const count = values.count === undefined ? undefined : Number(values.count);
@@ -35,7 +37,14 @@ async function main(): Promise<void> {
   const tables: TableResult[] = [];
   for (const table of list.tables) {
     const rows = [];
-    const options = { list, table, records: join(values.out, "results"), cache: values.cache, count };
+    const options = {
+      list,
+      table,
+      records: join(values.out, "results"),
+      cache: values.cache,
+      count,
+      time: values.time,
+    };
     for (const configuration of table.configurations) {
       const started = performance.now();
       const row = await measure(configuration, options);
