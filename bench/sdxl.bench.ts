@@ -2,8 +2,8 @@
  * @file SDXL on generated weights: load, one UNet step at 512² and 1024², a picture in four steps, and peak memory,
  * int8 and fp32. A step's rate stands beside that of a 2048³ MatMul in fp32 of the same run. Each precision has a process
  * of its own, so that peaks are its own. FOLDER is a model folder; by default the one that `test/parity/record_full.py`
- * writes, of full size, or with few layers (SIZE=mid). PRECISIONS, SIDES and ROUNDS choose. `bench/peers/sdxl.py` runs
- * other engines on the same folder.
+ * writes, of full size, or with few layers (SIZE=mid). PRECISIONS, SIDES and ROUNDS choose; MEMORY is a limit in GB.
+ * `bench/peers/sdxl.py` runs other engines on the same folder.
  */
 
 import { spawnSync } from "node:child_process";
@@ -21,7 +21,14 @@ import { compile } from "../src/runtime/index.ts";
 import { Generator } from "../src/tensor/index.ts";
 import { machine } from "./machine.ts";
 
-const { SIZE = "full", PRECISIONS = "int8,fp32", SIDES = "512,1024", ROUNDS = "3", ONLY } = process.env;
+const {
+  SIZE = "full",
+  PRECISIONS = "int8,fp32",
+  SIDES = "512,1024",
+  ROUNDS = "3",
+  ONLY,
+  MEMORY,
+} = process.env;
 const folder = process.env.FOLDER ?? join(cacheFolder(), `sdxl-generated-${SIZE}`);
 const PROMPT = "a photo of an astronaut riding a horse";
 const STEPS = 4;
@@ -76,7 +83,8 @@ async function matmulRate(): Promise<number> {
 async function measure(precision: Precision): Promise<void> {
   const told = (text: string) => console.log(`${precision.padEnd(5)} ${text}`);
   const started = performance.now();
-  await using sdxl = await SDXL.load(folder, { precision, onNotice: told });
+  const memoryLimit = MEMORY === undefined ? undefined : 1e9 * Number(MEMORY);
+  await using sdxl = await SDXL.load(folder, { precision, memoryLimit, onNotice: told });
   told(`load ${seconds(performance.now() - started)}`);
   const model = await readComponents(folder, {});
   for (const side of SIDES.split(",").map(Number)) {
