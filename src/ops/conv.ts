@@ -134,10 +134,10 @@ function im2col(
   if (kh * kw * sy * sx === 1 && unpadded) return pixels(x);
   const [B, C, H, W] = x.shape as number[];
   const places: number[] = [];
-  for (let y = 0; y < h * sy; y += sy)
-    for (let x = 0; x < w * sx; x += sx)
-      for (let i = y - pads[0]; i < y - pads[0] + kh; i++)
-        for (let j = x - pads[1]; j < x - pads[1] + kw; j++)
+  for (let top = -pads[0]; top < h * sy - pads[0]; top += sy)
+    for (let left = -pads[1]; left < w * sx - pads[1]; left += sx)
+      for (let i = top; i < top + kh; i++)
+        for (let j = left; j < left + kw; j++)
           places.push(i >= 0 && i < H && j >= 0 && j < W ? i * W + j : H * W);
   const flat = x.reshape([B, C, H * W]).transpose([0, 2, 1]);
   const rows = unpadded ? flat : flat.pad(1, 0, 1); // pixels beside the picture are the row of zeros

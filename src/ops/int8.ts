@@ -95,20 +95,14 @@ const matrices = new Map<number, Value>();
 
 /** Sylvester's Hadamard matrix over √n: the sign of an element is the parity of the bits that row and column share. */
 function hadamard(n: number): Value {
+  const known = matrices.get(n);
+  if (known) return known;
   const isOdd = (bits: number): boolean => bits > 0 && (bits % 2 === 1) !== isOdd(bits >> 1);
-  const elements = Float32Array.from({ length: n * n }, (_, i) =>
-    isOdd(Math.floor(i / n) & (i % n)) ? -1 : 1,
-  );
-  const known =
-    matrices.get(n) ??
-    constant(
-      floats(
-        [n, n],
-        elements.map((sign) => sign / Math.sqrt(n)),
-      ),
-    );
-  matrices.set(n, known);
-  return known;
+  const sign = (i: number) => (isOdd(Math.floor(i / n) & (i % n)) ? -1 : 1);
+  const elements = Float32Array.from({ length: n * n }, (_, i) => sign(i) / Math.sqrt(n));
+  const matrix = constant(floats([n, n], elements));
+  matrices.set(n, matrix);
+  return matrix;
 }
 
 export interface ConvInt8Options {
