@@ -11,7 +11,7 @@ import sharp from "sharp";
 import { z } from "zod";
 import { DRAWN_TOGETHER, draw, type Sampling } from "../../src/eval/draw.ts";
 import { type EvalResult, evaluate, modelHash, type SetScores } from "../../src/eval/index.ts";
-import { SDXL, weightsFile } from "../../src/pipelines/index.ts";
+import { readJson, SDXL, weightsFile } from "../../src/pipelines/index.ts";
 import { atomicWrite, fileHash, version } from "../../src/platform/index.ts";
 import { SAMPLERS } from "../../src/samplers/index.ts";
 import type { Configuration, ResultsList, Table } from "./list.ts";
@@ -53,6 +53,8 @@ export interface MeasureOptions {
 
 const recordSchema = z.object({
   asked: z.unknown(),
+  /** Steps and guidance of the model's own UNet. */
+  defaults: z.unknown(),
   files: z.record(z.string(), z.string()),
   result: z.looseObject({ steps: z.number() }),
   pictures: z.array(z.object({ webp: z.base64(), label: z.string() })),
@@ -67,43 +69,37 @@ export async function measure(configuration: Configuration, options: MeasureOpti
   const set = SETS[table.split];
   const path = join(options.records, `${table.name}-${slug(configuration.label)}.json`);
   const needed = [model, list.judge, list.data, ...(unet ? [unet] : []), ...Object.keys(loras ?? {})];
-  const missing = needed.filter((file) => !existsSync(file));
-  const files = await hashes(
-    needed.filter((file) => existsSync(file)),
-    list,
-  );
-  const asked = whatIsAsked(configuration, options);
+  const present = needed.filter((file) => existsSync(file));
+  const missing = needed.filter((file) => !present.includes(file));
+  const now = {
+    asked: whatIsAsked(configuration, options),
+    defaults: await defaultsOf(model),
+    files: await hashes(present, list),
+  };
   const record = await readRecord(path);
-  const holding = record && holds(record, { asked, files, needed });
-  if (missing.length > 0)
-    return holding
-      ? { configuration, measured: await measuredOf(record, set), missing: [] }
-      : { configuration, missing };
+  const known = record && holds(record, now, needed) ? record : undefined;
+  if (known && (missing.length > 0 || !options.time))
+    return { configuration, measured: await measuredOf(known, set), missing: [] };
+  if (missing.length > 0) return { configuration, missing };
 
   const count = options.count ?? table.count;
   // Few-step weights that the model folder lists must not step in.
   const network = unet ?? (statSync(model).isDirectory() ? weightsFile(join(model, "unet")) : undefined);
-  const schedule = spacing;
-  const used = sampler === undefined ? undefined : SAMPLERS[sampler];
-  if (holding) {
-    if (options.time) {
-      await using sdxl = await SDXL.load(model, {
-        unet: network,
-        loras,
-        steps,
-        expectedBatch: DRAWN_TOGETHER,
-      });
-      const sampling = { steps, guidance, sampler: used, schedule };
-      record.result.seconds_per_picture = await secondsAPicture(sdxl, record, sampling);
-      await save(path, record);
-    }
-    return { configuration, measured: await measuredOf(record, set), missing };
+  const sampling = {
+    ...{ steps, guidance, schedule: spacing },
+    sampler: sampler === undefined ? undefined : SAMPLERS[sampler],
+  };
+  if (known) {
+    const how = { unet: network, loras, steps, expectedBatch: DRAWN_TOGETHER };
+    await using sdxl = await SDXL.load(model, how);
+    known.result.seconds_per_picture = await secondsAPicture(sdxl, known, sampling);
+    await save(path, known);
+    return { configuration, measured: await measuredOf(known, set), missing };
   }
   const pictures: Kept["pictures"] = [];
   const result = await evaluate({
-    ...{ model, unet: network, loras, steps, guidance, schedule, count, onProgress },
+    ...{ model, unet: network, loras, count, onProgress, ...sampling },
     ...{ judge: list.judge, data: list.data, splits: [table.split] },
-    sampler: used,
     reference: { ...list.reference, cache },
     onPictures: async (name, made) => {
       if (name !== set) return;
@@ -111,7 +107,7 @@ export async function measure(configuration: Configuration, options: MeasureOpti
         pictures.push({ webp: (await webpOf(data)).toString("base64"), label });
     },
   });
-  const made: Kept = { asked, files, result: { ...result }, pictures };
+  const made: Kept = { ...now, result: { ...result }, pictures };
   await save(path, made);
   return { configuration, measured: await measuredOf(made, set), missing };
 }
@@ -139,12 +135,26 @@ async function secondsAPicture(sdxl: SDXL, { pictures }: Kept, sampling: Samplin
 const slug = (label: string): string => label.toLowerCase().replace(/[^a-z0-9]+/g, "-");
 
 /** Whether a record is of the same question, and of the files that are still there. */
-function holds(record: Kept, now: Pick<Kept, "asked" | "files"> & { needed: readonly string[] }): boolean {
+function holds(
+  record: Kept,
+  { asked, defaults, files }: Pick<Kept, "asked" | "defaults" | "files">,
+  needed: readonly string[],
+): boolean {
   return (
-    isDeepStrictEqual(record.asked, now.asked) &&
-    now.needed.every((file) => file in record.files) &&
-    Object.entries(now.files).every(([file, hash]) => record.files[file] === hash)
+    isDeepStrictEqual(record.asked, asked) &&
+    (defaults === undefined || isDeepStrictEqual(record.defaults, defaults)) &&
+    needed.every((file) => file in record.files) &&
+    Object.entries(files).every(([file, hash]) => record.files[file] === hash)
   );
+}
+
+/** Steps and guidance of the own UNet of a model folder that is there. */
+async function defaultsOf(model: string): Promise<unknown> {
+  const file = join(model, "model_index.json");
+  if (!existsSync(file)) return undefined;
+  const { fewstep } = await readJson(file);
+  const { steps, guidance } = (fewstep ?? {}) as Record<string, unknown>;
+  return JSON.parse(JSON.stringify({ steps, guidance }));
 }
 
 /** All that decides the numbers beside the content of files, as JSON. */
