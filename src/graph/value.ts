@@ -64,6 +64,8 @@ export interface OpDef {
   flops?(y: Value): Dim;
   /** Bytes beside inputs and outputs while it runs, where they count. */
   scratch?(y: Value): Dim;
+  /** The main output has elements of the first input as they are. */
+  readonly selects?: boolean;
   /** A product of x, w [out, ...] and perhaps b [out], whose weight may be int8 instead. */
   readonly int8?: Int8Product;
   /** Leaves (inputs, parameters, constants) have no inputs and are known by name or content. */

@@ -35,6 +35,11 @@ export interface ExternalTensor {
 export interface EmitOptions {
   /** Parameters with fixed values. The others become inputs of the model, under their own names. */
   weights?: ReadonlyMap<string, HostTensor | ExternalTensor>;
+  /**
+   * What a lookup takes of a weight that is stored in another type is cast after it, and the weight never as a whole. Not
+   * every GPU looks up in float16. Default false.
+   */
+  castsLate?: boolean;
 }
 
 const OPSET = 21;
@@ -43,20 +48,23 @@ const OPSET = 21;
  * The model as bytes of an ONNX `ModelProto`: inputs and parameters keep their names, outputs take those of
  * the graph.
  */
-export function emitOnnx(g: Graph, { weights = new Map() }: EmitOptions = {}): Uint8Array {
+export function emitOnnx(g: Graph, options: EmitOptions = {}): Uint8Array {
   const names = new Map<Value, string[]>();
   const writer = new Emitter(names);
   // Inputs first: a shape may be read off one that its value does not depend on.
   const order = topological(Object.values(g.outputs));
-  for (const v of [...order.filter(isInput), ...order.filter((v) => !isInput(v))])
-    names.set(v, lower(v, writer, names, weights));
+  for (const v of [...order.filter(isInput), ...order.filter((v) => !isInput(v))]) {
+    const results = lower(v, writer, names, options);
+    names.set(v, results);
+    writer.describe(results[0], v);
+  }
   const leaf = new Map(order.filter((v) => isInput(v) || isParameter(v)).map((v) => [nameOf(v), v.op.name]));
   for (const [name, v] of Object.entries(g.outputs)) {
     if (leaf.has(name))
       throw new Error(
         `output ${name} is called like the ${leaf.get(name)!.toLowerCase()} ${name}; rename one`,
       );
-    writer.output(name, names.get(v)![0]);
+    writer.output(name, operand(v, writer, names, options));
   }
   const body = writer.finish();
   for (const [name, v] of Object.entries(g.outputs)) body.message(12, valueInfo(name, v.dtype, v.shape));
@@ -66,29 +74,33 @@ export function emitOnnx(g: Graph, { weights = new Map() }: EmitOptions = {}): U
   return model.finish();
 }
 
-function lower(
-  v: Value,
-  emit: Emitter,
-  names: ReadonlyMap<Value, string[]>,
-  weights: ReadonlyMap<string, HostTensor | ExternalTensor>,
-): string[] {
+function lower(v: Value, emit: Emitter, names: ReadonlyMap<Value, string[]>, options: EmitOptions): string[] {
   if (isConstant(v)) return [emit.constant(v.attrs.value as HostTensor)];
   if (isOutput(v)) return [names.get(v.inputs[0])![v.attrs.index as number]];
-  if (isParameter(v) && weights.has(nameOf(v))) {
-    const w = weights.get(nameOf(v))!;
-    const name = emit.initializer(nameOf(v), w);
-    return w.dtype === v.dtype ? [name] : emit.node("Cast", [name], { to: DTYPES[v.dtype].onnx });
-  }
+  const weight = isParameter(v) && options.weights?.get(nameOf(v));
+  if (weight) return [emit.initializer(nameOf(v), weight)];
   if (isInput(v) || isParameter(v)) {
     emit.declareInput(v);
     return [nameOf(v)];
   }
-  emit.within(v);
-  return v.op.onnx(
-    emit,
-    v.inputs.map((x) => names.get(x)![0]),
-    v,
+  const late = options.castsLate && v.op.selects && isStoredOtherwise(v.inputs[0], options);
+  const operands = v.inputs.map((x, i) =>
+    late && i === 0 ? names.get(x)![0] : operand(x, emit, names, options),
   );
+  emit.within(v);
+  const results = v.op.onnx(emit, operands, v);
+  return late ? [emit.cast(results[0], v.dtype)] : results;
+}
+
+/** A value as operators take it: a weight that is stored in another type is cast where it is first needed. */
+function operand(v: Value, emit: Emitter, names: ReadonlyMap<Value, string[]>, options: EmitOptions): string {
+  const [name] = names.get(v)!;
+  return isStoredOtherwise(v, options) ? emit.cast(name, v.dtype) : name;
+}
+
+function isStoredOtherwise(v: Value, { weights }: EmitOptions): boolean {
+  const stored = isParameter(v) ? weights?.get(nameOf(v)) : undefined;
+  return stored !== undefined && stored.dtype !== v.dtype;
 }
 
 interface OnnxNode {
@@ -100,6 +112,16 @@ interface OnnxNode {
   attrs: Readonly<Record<string, OnnxAttr>>;
 }
 
+/**
+ * Nodes from which on results are described. ONNX Runtime infers types and shapes itself, but those of symbolic
+ * dimensions in part only, and its memory planner compares each such result with all before it: seconds for a UNet.
+ * Smaller graphs are better off without, as results of one shape share memory that stays taken between them.
+ */
+const MANY_NODES = 4096;
+
+/** A result of a node, as the emitter calls it. */
+const RESULT = /^%v\d+$/;
+
 /** Names that it makes up start with %, so that they differ from those of inputs and parameters. */
 class Emitter implements Emit {
   private readonly body = new ProtoWriter().string(2, "fewstep");
@@ -107,7 +129,9 @@ class Emitter implements Emit {
   private readonly names: ReadonlyMap<Value, string[]>;
   private readonly constants = new Map<string, string>();
   private readonly dims = new Map<Dim, string>();
+  private readonly casts = new Map<string, string>();
   private readonly renamed = new Map<string, string>();
+  private readonly described = new Map<string, Value>();
   private count = 0;
   private label = "";
 
@@ -134,9 +158,24 @@ class Emitter implements Emit {
     return results;
   }
 
+  /** As another type; the same node for all who ask. */
+  cast(name: string, dtype: DType): string {
+    const key = `${dtype} ${name}`;
+    const known = this.casts.get(key);
+    if (known) return known;
+    const [result] = this.node("Cast", [name], { to: DTYPES[dtype].onnx });
+    this.casts.set(key, result);
+    return result;
+  }
+
+  /** States type and shape of a result, for graphs of many nodes. */
+  describe(name: string, v: Value): void {
+    if (RESULT.test(name)) this.described.set(name, v);
+  }
+
   /** Gives a result its public name; a copy is added only where the tensor already has one. */
   output(name: string, from: string): void {
-    const produced = /^%v\d+$/.test(from) && !this.renamed.has(from);
+    const produced = RESULT.test(from) && !this.renamed.has(from);
     if (produced) this.renamed.set(from, name);
     else {
       const [copy] = this.node("Identity", [from]);
@@ -156,6 +195,9 @@ class Emitter implements Emit {
       if (n.domain) node.string(7, n.domain);
       this.body.message(1, node);
     });
+    if (this.nodes.length >= MANY_NODES)
+      for (const [name, { dtype, shape }] of this.described)
+        if (!this.renamed.has(name)) this.body.message(13, valueInfo(name, dtype, shape));
     return this.body;
   }
 

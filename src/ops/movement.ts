@@ -163,6 +163,7 @@ const gatherOp: OpDef = {
     return [apply(scatterAddOp, [indices.reshape([-1, 1]), rows], { rows: data.shape[0] }), undefined];
   },
   onnx: (emit, inputs, y) => emit.node("Gather", inputs, { axis: y.attrs.axis as number }),
+  selects: true,
 };
 
 /** Sums rows of `updates` into a zero tensor at the given row indices: the gradient of a lookup. */

@@ -22,6 +22,7 @@ import {
   attention,
   concat,
   conv,
+  gather,
   groupNormalization,
   project,
   resizeNearest,
@@ -300,6 +301,39 @@ describe("names", () => {
       /output w/,
     );
   });
+});
+
+describe("a table that is stored in half precision", () => {
+  const table = leaf("table", 8, 3);
+  const rows = gather(table, input("ids", "int64", [2]));
+  const weights = new Map([["table", castTensor(numbered(8, 3), "float16")]]);
+  const text = (castsLate: boolean) =>
+    Buffer.from(emitOnnx(graph({ rows }), { weights, castsLate })).toString("latin1");
+
+  test("is cast as a whole, or what is taken of it", () => {
+    expect(text(false)).toMatch(/Cast_0.*Gather_1/s);
+    expect(text(true)).toMatch(/Gather_0.*Cast_1/s);
+  });
+
+  test("gives the same numbers, also beside products and as an output", async () => {
+    const x = input("x", "float32", [1, 3]);
+    const outputs = { rows, y: project(x, table), copy: table };
+    const feeds = { ids: ints([2], [5, 1]), x: numbered(1, 3) };
+    const got = await run(outputs, feeds, weights);
+    const want = await run(outputs, feeds, new Map([["table", numbered(8, 3)]]));
+    expect(got).toEqual(want);
+    expect(values(got.rows)).toEqual([5, 1].flatMap((i) => values(numbered(8, 3)).slice(3 * i, 3 * i + 3)));
+  });
+});
+
+test.each([
+  [4095, 2],
+  [4096, 3],
+])("of %i nodes, a result's name is there %i times: from 4096 on its shape is stated", (nodes, times) => {
+  const x = input("x", "float32", [symbol("B"), 2]);
+  const y = Array.from({ length: nodes }).reduce<Value>((v) => v.add(x), x);
+  const text = Buffer.from(emitOnnx(graph({ y }))).toString("latin1");
+  expect(text.match(/%v17(?!\d)/g)?.length).toBe(times);
 });
 
 describe("constants and weights", () => {
