@@ -15,6 +15,9 @@ export interface LoadedPart {
   total: number;
 }
 
+/** As they are loaded together: the largest is last, as it takes what loading the others has left free. */
+const LOADED: readonly ProgramName[] = ["VAE decoder", "text encoders", "UNet"];
+
 interface NetworksOptions {
   /** Adapters that stay. */
   fixed: readonly LoadedLora[];
@@ -47,7 +50,7 @@ export class Networks implements AsyncDisposable {
     };
     const program = (name: ProgramName, part?: "text" | "unet") =>
       new AdaptableProgram(async (layout) => {
-        onLoad?.({ name, i: PROGRAMS.indexOf(name), total: PROGRAMS.length });
+        onLoad?.({ name, i: LOADED.indexOf(name), total: LOADED.length });
         const started = performance.now();
         const compiled = await this.compilers[name].compile(layout);
         onLoaded((performance.now() - started) / 1000);
@@ -66,9 +69,9 @@ export class Networks implements AsyncDisposable {
    */
   async load(size: PlanSize): Promise<void> {
     if (areTogether(this.plan(size)))
-      for (const name of PROGRAMS) await (await this.programs[name].with())[Symbol.asyncDispose]();
+      for (const name of LOADED) await (await this.programs[name].with())[Symbol.asyncDispose]();
     else {
-      for (const name of PROGRAMS) await this.compilers[name].prepare();
+      for (const name of LOADED) await this.compilers[name].prepare();
       await this.programs["text encoders"].release(); // making int8 weights takes them
     }
   }

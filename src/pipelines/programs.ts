@@ -145,10 +145,15 @@ export function isSmall(g: Graph, { unet, tokenizers }: Components, B = 1): bool
   return flopsOf(g, { B, H: side, W: side, T: tokenizers[0].maxLength }) <= SMALL;
 }
 
-function threadsFor(g: Graph, model: Components, run: Run): number | undefined {
-  const { device = "cpu", threads, expectedBatch } = run;
-  if (device !== "cpu" || !isSmall(g, model, expectedBatch)) return threads;
-  return Math.min(threads ?? platform().cores, SMALL_THREADS);
+/** How a network runs: small ones on few threads and in memory that they keep. */
+function howFor(
+  g: Graph,
+  model: Components,
+  { device = "cpu", threads, expectedBatch }: Run,
+): CompileOptions {
+  const arena = isSmall(g, model, expectedBatch);
+  const few = arena && device === "cpu";
+  return { device, arena, threads: few ? Math.min(threads ?? platform().cores, SMALL_THREADS) : threads };
 }
 
 /** Weights of a part, and which layers of it are int8. */
@@ -175,7 +180,7 @@ export function partCompiler(
   run: Run,
 ): Compiler {
   const plain = GRAPHS[part](model, rootScope());
-  const how = { device: run.device, threads: threadsFor(plain, model, run) };
+  const how = howFor(plain, model, run);
   const isInt8 = precisionOf(part, plain, run) === "int8";
   const prepare = once((): Promise<Kept> => (isInt8 ? int8Part(part, model, run) : partWeights(part, model)));
   const compileWith = async (layout?: Layout): Promise<Program> => {
@@ -199,7 +204,7 @@ const ENCODER = /^(encoder|quant_conv)\./;
 /** `latents` [B,4,h,w], not scaled → `pictures` [B,3,H,W]. */
 export function vaeCompiler(model: Components, run: Run): Compiler {
   const g = vaeGraph(model);
-  const how = { device: run.device, threads: threadsFor(g, model, run) };
+  const how = howFor(g, model, run);
   const prepare = once(async () => weightsOf(g, { "": await model.weights("vae") }, ENCODER));
   return { prepare, compile: async () => compile(g, { ...(await prepare()), ...how }) };
 }

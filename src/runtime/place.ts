@@ -20,6 +20,8 @@ export interface FileTensor extends Omit<ExternalTensor, "location"> {
 const IN_MEMORY = 2 ** 28;
 /** Bytes of one buffer, where many cannot be read in place. */
 const WINDOW = 2 ** 30;
+/** Bytes between two weights that are not worth a buffer of their own. */
+const GAP = 2 ** 20;
 
 interface Limits {
   inMemory: number;
@@ -109,7 +111,7 @@ export class WeightFiles implements AsyncDisposable {
       for (; i < sorted.length; i++) {
         const [name, t] = sorted[i];
         const next = Math.max(end, t.offset + t.bytes);
-        if (end > start && next - start > window) break;
+        if (end > start && (next - start > window || t.offset - end > GAP)) break;
         this.weights.set(name, { ...t, location, offset: t.offset - start });
         end = next;
       }

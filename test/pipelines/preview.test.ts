@@ -101,6 +101,6 @@ test("loading tells of its parts", async () => {
     threads: 1,
     onLoad: ({ name, i, total }) => parts.push(`${name} ${i}/${total}`),
   });
-  expect(parts).toEqual(["text encoders 0/3", "UNet 1/3", "VAE decoder 2/3"]);
+  expect(parts).toEqual(["VAE decoder 0/3", "text encoders 1/3", "UNet 2/3"]);
   expect(sdxl.info.mostClipSkip).toBe(1);
 });

@@ -85,6 +85,26 @@ test.each([1, 200, 2 ** 20])("as bytes, in windows of %i", async (window) => {
   expectWant(await runPlaced(files));
 });
 
+test("what lies between weights that are far apart is not read", async () => {
+  const between = {
+    "a.weight": tensors["a.weight"],
+    gap: floats([2 ** 19]),
+    "z.weight": tensors["b.weight"],
+  };
+  await saveSafetensors(at("w.safetensors"), between);
+  await using file = await SafetensorsFile.open(at("w.safetensors"));
+  const entry = (name: string) => file.entries.get(name)!;
+  const files = await WeightFiles.open(
+    new Map([
+      ["a.weight", entry("a.weight")],
+      ["b.weight", entry("z.weight")],
+    ]),
+  );
+  const sizes = files.options.externalData?.map((data) => (data as { data: Uint8Array }).data.length);
+  expect(sizes?.length).toBe(2);
+  expect(Math.max(...sizes!)).toBeLessThan(2 ** 15);
+});
+
 test("compile: the file may go once the program is there", async () => {
   await using program = await compile(net, { weights, threads: 1 });
   rmSync(at("w.safetensors"));
