@@ -1,10 +1,11 @@
 """Writes an SDXL with generated weights, and records what diffusers and transformers compute with it in float32.
 
-    python record_full.py [--size full | mid | small] [--folder FOLDER] [model | text | unet | vae | pictures ...]
+    python record_full.py [--size full | mid | small] [--folder FOLDER] [model | text | unet | vae | pictures | float32 ...]
 
 All parts when none is named; `text` goes before `unet`, which reads what it recorded. FOLDER is a model folder in
 diffusers layout, by default sdxl-generated-SIZE in fewstep's cache folder. `full` has the names and shapes of SDXL base in
-half precision, `mid` its widths with few layers, `small` its depth with a tenth of its widths.
+half precision, `mid` its widths with few layers, `small` its depth with a tenth of its widths. `float32` writes the weights
+once more, as float32 below FOLDER/float32 (14 GB), where `npm run parity` then takes them: they take half the memory to load.
 
 Values are integers of Philox (Salmon et al. 2011), keyed by the tensor's name, so every machine writes the same bytes:
 the SHA-256 of each file is compared with goldens/full.json. Goldens lie below FOLDER/goldens, a <part>.safetensors each and
@@ -19,6 +20,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -379,12 +381,25 @@ def record_pictures(folder, size):
     save(folder, "pictures", tensors)
 
 
+def write_float32(folder, size):
+    for name in SIZES[size]:
+        state = {true_name(name, key): t for key, t in load(folder, name, size).state_dict().items()}
+        path = weights_file(folder / "float32", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, path, {"format": "pt"})
+        shutil.copy(folder / name / "config.json", path.parent)
+    for name in ("tokenizer", "tokenizer_2", "scheduler"):
+        shutil.copytree(folder / name, folder / "float32" / name, dirs_exist_ok=True)
+    shutil.copy(folder / "model_index.json", folder / "float32")
+
+
 PARTS = {
     "model": write_model,
     "text": record_text,
     "unet": record_unet,
     "vae": record_vae,
     "pictures": record_pictures,
+    "float32": write_float32,
 }
 
 
