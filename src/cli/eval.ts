@@ -4,10 +4,11 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Split } from "../eval/index.ts";
+import type { Precision } from "../pipelines/index.ts";
 import { cacheFolder } from "../platform/index.ts";
 import { SAMPLERS, SCHEDULES, type Schedule } from "../samplers/index.ts";
 import { writableFolder } from "./files.ts";
-import { collectLora, numberFrom, wholeNumber } from "./options.ts";
+import { collectLora, numberFrom, precisionOption, wholeNumber } from "./options.ts";
 import { startProgress } from "./progress.ts";
 
 interface EvalOptions {
@@ -20,6 +21,7 @@ interface EvalOptions {
   guidance?: number;
   sampler?: string;
   schedule?: Schedule;
+  precision: Precision;
   split?: Split;
   count?: number;
   reference: Reference | false;
@@ -55,6 +57,7 @@ export function evalCommand(program: Command): void {
     .option("--guidance <scale>", "classifier-free guidance (default: the model's)", numberFrom(0))
     .addOption(new Option("--sampler <name>", "(default: the model's)").choices(Object.keys(SAMPLERS)))
     .addOption(new Option("--schedule <name>", "(default: the model's)").choices(SCHEDULES))
+    .addOption(precisionOption())
     .option("--count <n>", "pictures of a split (default: all that are held out)", wholeNumber(2, 1e6))
     .addOption(
       new Option("--reference <steps[:guidance]>", "how the model's own UNet, the teacher, is sampled")
@@ -80,6 +83,9 @@ async function evalModel(options: EvalOptions): Promise<void> {
   const { json, sheet, cache, split, sampler, lora: loras } = options;
   if (sheet) writableFolder(sheet, `--sheet ${sheet}`);
   const progress = await startProgress(!json);
+  const say = (sentence: string): void => {
+    if (!json) console.error(`fewstep: ${sentence}`);
+  };
   try {
     const { bundledModel } = await import("../index.node.ts");
     const { evaluate } = await import("../eval/index.ts");
@@ -101,9 +107,8 @@ async function evalModel(options: EvalOptions): Promise<void> {
       splits: split && [split],
       reference: options.reference ? { ...options.reference, cache } : undefined,
       onProgress: (done, total) => progress.update("pictures", done, total),
-      onWarnings: (warnings) => {
-        if (!json) for (const warning of warnings) console.error(`fewstep: ${warning}`);
-      },
+      onNotice: say,
+      onWarnings: (warnings) => warnings.forEach(say),
       onPictures: async (set, pictures) => {
         if (!sheet) return;
         const side = Math.sqrt(pictures[0].data.length / 3);

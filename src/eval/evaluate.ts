@@ -17,7 +17,9 @@ const SETS = { heldout: "heldout-pair", seen: "train", style: "heldout-style" } 
 
 export type SetName = keyof typeof SETS;
 
-export interface EvalOptions extends Sampling, Pick<LoadOptions, "unet" | "loras"> {
+export interface EvalOptions
+  extends Sampling,
+    Pick<LoadOptions, "unet" | "loras" | "precision" | "onNotice"> {
   /** Model folder, checkpoint, or name of a model that was pulled. */
   model: string;
   /** Folder whose towers judge. Keep it the same for numbers that are compared. */
@@ -61,10 +63,12 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
   const train = await loadIcons(options.data, ["train"]);
   const sets = await chosenSets(options, splits, train);
   await using judge = await Judge.load(options.judge);
-  const { unet, loras } = options;
+  const { unet, loras, precision, onNotice } = options;
   await using sdxl = await SDXL.load(model, {
     unet,
     loras,
+    precision,
+    onNotice,
     steps: options.steps,
     expectedBatch: DRAWN_TOGETHER,
   });

@@ -12,20 +12,9 @@ const TINY = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.ur
 const UNET = "unet/diffusion_pytorch_model.safetensors";
 
 function evaluate(...more: string[]): ReturnType<typeof fewstep> {
-  return fewstep([
-    "eval",
-    "--model",
-    TINY,
-    "--judge",
-    at("judge"),
-    "--data",
-    at("icons"),
-    "--count",
-    "2",
-    "--cache",
-    at("cache"),
-    ...more,
-  ]);
+  const given = ["--model", TINY, "--judge", at("judge"), "--data", at("icons"), "--count", "2"];
+  const env = { FEWSTEP_CACHE: at("weights") };
+  return fewstep(["eval", ...given, "--cache", at("cache"), ...more], { env });
 }
 
 beforeEach(async () => {
@@ -217,6 +206,14 @@ describe("judged:", () => {
     const asked = await judged(...options, "--sampler", "euler", "--schedule", "linspace", "--steps", "1");
     expect(asked).toMatchObject({ steps: 1, sampler: "euler", schedule: "linspace" });
   });
+});
+
+test("in int8, which says what it makes", async () => {
+  const options = ["--precision", "int8", "--steps", "1", "--no-reference", "--split", "train"];
+  const { code, stderr } = await evaluate(...options);
+  expect(code).toBe(0);
+  expect(stderr).toMatch(/^fewstep: int8 weights of the UNet are made once/m);
+  expect(readdirSync(at("weights/int8"))).toHaveLength(1);
 });
 
 test("the table has a row for each number, and warns of steps that the weights are not for", async () => {
