@@ -139,21 +139,32 @@ const SMALL = 1e9;
 /** Threads of a small network at most. */
 const SMALL_THREADS = 2;
 
-/** Whether a network is small on B pictures of the model's own size. */
-export function isSmall(g: Graph, { unet, tokenizers }: Components, B = 1): boolean {
+/** FLOPs of a picture from which on a run takes so long that memory can be the system's between two of them. */
+const LARGE = 1e11;
+
+/** On B pictures of the model's own size. */
+function flopsOn(g: Graph, { unet, tokenizers }: Components, B: number): number {
   const side = unet.sample_size ?? SAMPLE_SIDE;
-  return flopsOf(g, { B, H: side, W: side, T: tokenizers[0].maxLength }) <= SMALL;
+  return flopsOf(g, { B, H: side, W: side, T: tokenizers[0].maxLength });
 }
 
-/** How a network runs: small ones on few threads and in memory that they keep. */
+/** Whether a network is small on B pictures of the model's own size. */
+export function isSmall(g: Graph, model: Components, B = 1): boolean {
+  return flopsOn(g, model, B) <= SMALL;
+}
+
+/** How a network runs: small ones on few threads, large ones in memory that they give back. */
 function howFor(
   g: Graph,
   model: Components,
   { device = "cpu", threads, expectedBatch }: Run,
 ): CompileOptions {
-  const arena = isSmall(g, model, expectedBatch);
-  const few = arena && device === "cpu";
-  return { device, arena, threads: few ? Math.min(threads ?? platform().cores, SMALL_THREADS) : threads };
+  const few = device === "cpu" && isSmall(g, model, expectedBatch);
+  return {
+    device,
+    threads: few ? Math.min(threads ?? platform().cores, SMALL_THREADS) : threads,
+    arena: flopsOn(g, model, 1) < LARGE,
+  };
 }
 
 /** Weights of a part, and which layers of it are int8. */
