@@ -218,6 +218,8 @@ export interface EncoderOutput {
   mid: Value;
   /** Every feature map on the way down, for the skips. */
   skips: Value[];
+  /** What each down block ends with, before it halves its side. */
+  levels: Value[];
   context: Context;
 }
 
@@ -231,6 +233,7 @@ export function unetEncoder(p: Scope, config: UNetConfig, inputs: UNetInputs): E
   const context: Context = { temb, text: inputs.encoderHiddenStates, config };
   let h = conv2d(p.at("conv_in"), inputs.sample, { out: channels[0] });
   const skips = [h];
+  const levels: Value[] = [];
 
   // down
   channels.forEach((out, i) => {
@@ -242,6 +245,7 @@ export function unetEncoder(p: Scope, config: UNetConfig, inputs: UNetInputs): E
         h = transformer(block.at("attentions").at(j), h, heads, level(depth, j), context);
       skips.push(h);
     }
+    levels.push(h);
     if (i < last) {
       h = conv2d(block.at("downsamplers").at(0).at("conv"), h, { out, stride: 2, padding: 1 });
       skips.push(h);
@@ -254,7 +258,7 @@ export function unetEncoder(p: Scope, config: UNetConfig, inputs: UNetInputs): E
   h = resnetBlock(mid.at("resnets").at(0), h, channels[last], context);
   h = transformer(mid.at("attentions").at(0), h, heads, level(depth, 0), context);
   h = resnetBlock(mid.at("resnets").at(1), h, channels[last], context);
-  return { mid: h, skips, context };
+  return { mid: h, skips, levels, context };
 }
 
 /** The network's prediction for a noisy latent: [B,4,H,W]. */
