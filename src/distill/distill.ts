@@ -40,7 +40,7 @@ import {
 import { loadSafetensors, matchKeys, SafetensorsFile, saveLora, saveSafetensors } from "../weights/index.ts";
 import { DISCRIMINATOR } from "./lightning.ts";
 import { phaseJob } from "./phase.ts";
-import type { DistillRecipe, Phase, Stage } from "./recipe.ts";
+import { type DistillRecipe, isAdversarial, type Phase, type Stage } from "./recipe.ts";
 
 type Weights = Record<string, HostTensor>;
 
@@ -97,8 +97,9 @@ export async function* distill(
   const context = await openContext(recipe, { ...options, onPrepare });
   try {
     await saveJson(join(recipe.out, "recipe.json"), recipe);
+    let discriminator: string | undefined;
     for (const stage of recipe.stages) {
-      yield* runStage(context, stage);
+      discriminator = yield* runStage(context, stage, recipe.keepDiscriminator ? discriminator : undefined);
       if (signal?.aborted) return;
     }
   } finally {
@@ -142,12 +143,16 @@ function inFloat32(weights: Weights): Weights {
   return Object.fromEntries(Object.entries(weights).map(([k, t]) => [k, castTensor(t, "float32")]));
 }
 
-async function* runStage(context: Context, stage: Stage): AsyncGenerator<DistillProgress, void> {
+/** Returns the folder of the last discriminator, which starts as that of the folder that is given. */
+async function* runStage(
+  context: Context,
+  stage: Stage,
+  discriminator?: string,
+): AsyncGenerator<DistillProgress, string | undefined> {
   const { recipe, students, options } = context;
-  const teacher = students.get(stage.from)!;
-  let student = teacher;
+  let student = students.get(stage.from)!;
   let withLora = false;
-  let before: string | undefined; // the discriminator goes through a stage, and starts again in the next
+  let whole = false; // whether this stage has trained the whole network, which then is what it hands on
   for (const [i, phase] of stage.phases.entries()) {
     const { objective, lora } = phase;
     const folder = join(
@@ -156,31 +161,34 @@ async function* runStage(context: Context, stage: Stage): AsyncGenerator<Distill
       `${i + 1}-${objective}${lora ? "-lora" : ""}`,
     );
     const prediction = objective === "convert" ? "sample" : student.prediction;
-    const run: PhaseRun = { stage, phase, folder, student: { ...student, prediction }, before };
+    const run: PhaseRun = { stage, phase, folder, student: { ...student, prediction }, discriminator };
     for await (const progress of runPhase(context, run))
       yield { ...progress, phase: phaseTitle(stage, phase) };
-    if (options.signal?.aborted) return;
+    if (options.signal?.aborted) return discriminator;
     const result = async () => (await loadSafetensors(join(folder, STUDENT))).tensors;
+    const merged = async () => mergeLora(await context.base.unet(), await result(), recipe.loraAlpha);
     student = lora
-      ? {
-          prediction,
-          lora: result,
-          unet: async () => mergeLora(await context.base.unet(), await result(), recipe.loraAlpha),
-        }
+      ? { prediction, lora: result, unet: whole ? student.unet : merged }
       : { ...student, prediction, unet: result };
     withLora ||= lora !== undefined;
-    before = folder;
+    whole ||= lora === undefined;
+    if (isAdversarial(phase)) discriminator = folder;
   }
   students.set(stage.to, student);
   if (stage.publish) await publish(context, stage, student, withLora);
+  return discriminator;
 }
 
 /** "8 to 4: conditional, LoRA of rank 16". */
-export function phaseTitle({ from, to }: Stage, { objective, lora }: Phase): string {
-  return `${from} to ${to}: ${objective}${lora ? `, LoRA of rank ${lora}` : ""}`;
+export function phaseTitle({ from, to }: Stage, { objective, lora, discriminatorAlone }: Phase): string {
+  const how = [lora && `LoRA of rank ${lora}`, discriminatorAlone && "discriminator alone"].filter(Boolean);
+  return `${from} to ${to}: ${[objective, ...how].join(", ")}`;
 }
 
-/** Files of a finished phase. The student is written last: where it is, the phase is done. */
+/**
+ * Files of a finished phase. The student is written last: where it is, the phase is done. A whole network can be drawn
+ * with as it is there, to compare phases.
+ */
 const STUDENT = "student.safetensors";
 const DISCRIMINATOR_FILE = "discriminator.safetensors";
 
@@ -189,13 +197,13 @@ interface PhaseRun {
   phase: Phase;
   folder: string;
   student: Student;
-  /** Folder of the phase before in this stage. */
-  before?: string;
+  /** Folder of the phase whose discriminator goes on here. */
+  discriminator?: string;
 }
 
 async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progress, void> {
   const { recipe, options } = context;
-  const { folder, phase } = run;
+  const { folder, stage, phase, student } = run;
   const fingerprint = phaseFingerprint(context, run);
   const file = join(folder, STUDENT);
   if (existsSync(file)) {
@@ -214,7 +222,7 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
     steps: phase.steps,
     learningRate: phase.learningRate,
     emaDecay: phase.emaDecay ?? recipe.emaDecay,
-    sampleEvery: recipe.sampleEvery || phase.steps,
+    sampleEvery: phase.discriminatorAlone ? 0 : recipe.sampleEvery || phase.steps,
     optimizer: optimizerOf(phase.optimizer ?? recipe.optimizer),
     accumulate: micro / replicas,
     replicas,
@@ -238,7 +246,10 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
   const [discriminator] = split(tensors);
   if (Object.keys(discriminator).length > 0)
     await saveSafetensors(join(folder, DISCRIMINATOR_FILE), discriminator);
-  await saveSafetensors(file, split(step.value)[1], { fingerprint });
+  const stays = phase.discriminatorAlone ? await startOf(run) : {};
+  const { settings } = settingsOf(stage, student, phase);
+  const weights = { ...stays, ...split(step.value)[1] };
+  await saveSafetensors(file, weights, { fingerprint, ...samplingMetadata(settings) });
   await rm(checkpoint);
 }
 
@@ -267,21 +278,26 @@ function phaseFingerprint(
   return hashOf({ ...decides, teacher: teacherHash, stages: done });
 }
 
+/** What a phase trains, as it finds it: the whole network, or the LoRA if there is one. */
+async function startOf({ phase, student }: PhaseRun): Promise<Weights> {
+  return phase.lora ? ((await student.lora?.()) ?? {}) : student.unet();
+}
+
 async function jobOf(context: Context, run: PhaseRun) {
   const { recipe, students, base } = context;
-  const { stage, phase, student, folder, before } = run;
+  const { stage, phase, student, folder, discriminator } = run;
   const teacher = students.get(phase.teacher ?? stage.from)!;
-  const earlier = before ? join(before, DISCRIMINATOR_FILE) : "";
-  const weights = phase.lora ? await student.lora?.() : await student.unet();
   const job = phaseJob({
     ...context,
     ...recipe,
     stage,
     phase,
     teacher: { weights: await teacher.unet(), prediction: teacher.prediction },
-    student: { weights: weights ?? {}, prediction: student.prediction },
+    student: { weights: await startOf(run), prediction: student.prediction },
     base: await base.unet(),
-    discriminator: existsSync(earlier) ? (await loadSafetensors(earlier)).tensors : {},
+    discriminator: discriminator
+      ? (await loadSafetensors(join(discriminator, DISCRIMINATOR_FILE))).tensors
+      : {},
     loraScale: recipe.loraAlpha,
   });
   const preview = async (averaged: Weights, step: number) => {

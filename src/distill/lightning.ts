@@ -5,7 +5,13 @@
  */
 
 import { input, type Value } from "../graph/index.ts";
-import { discriminator, type UNetConfig, type UNetInputs, unet } from "../models/index.ts";
+import {
+  type DiscriminatorHeads,
+  discriminator,
+  type UNetConfig,
+  type UNetInputs,
+  unet,
+} from "../models/index.ts";
 import { rootScope, type Scope } from "../nn/index.ts";
 import { concat, less, scalar } from "../ops/index.ts";
 import type { PredictionType } from "../samplers/index.ts";
@@ -160,16 +166,21 @@ function shareBelowZero(x: Value): Value {
   return less(x, scalar(0, "float32")).cast("float32").mean();
 }
 
-/** Parameters of the discriminator start with this. */
+/** Parameters of the discriminator start with this, those of its encoder with the next. */
 export const DISCRIMINATOR = "discriminator.";
+export const ENCODER = `${DISCRIMINATOR}encoder.`;
 
 export interface AdversarialOptions {
   /** D(x_{t−ns}, x_t, …) (§3.2), or the relaxed D′(x_{t−ns}, …) (§3.4). */
   conditional: boolean;
   /** Whether D sees its latents noised again, at levels of their own (§3.7, the one-step stage). */
   renoise: boolean;
+  /** Where D's heads look; default at the middle block. */
+  heads?: DiscriminatorHeads;
   /** D's learning rate as a multiple of the student's; default 1. */
   rate?: number;
+  /** Whether D learns alone, what a student that stays does. */
+  alone?: boolean;
 }
 
 /**
@@ -178,7 +189,7 @@ export interface AdversarialOptions {
  */
 export function adversarialPasses(
   setting: Setting,
-  { conditional, renoise, rate }: AdversarialOptions,
+  { conditional, renoise, heads, rate, alone }: AdversarialOptions,
 ): Pass[] {
   const { config, steps } = setting;
   const { sample, shape, levels, conditions, reached } = studentStep(setting);
@@ -198,20 +209,21 @@ export function adversarialPasses(
     const view = renoise
       ? networkInputs(noised(x), at("noise_timestep"), conditions)
       : networkInputs(x, levels[steps].timestep, conditions);
-    return discriminator(rootScope("discriminator"), config, conditional ? [view, source] : [view]);
+    return discriminator(rootScope("discriminator"), config, conditional ? [view, source] : [view], heads);
   };
   const isDiscriminator = (key: string) => key.startsWith(DISCRIMINATOR);
   const [real, fake] = ["target", "fake"].map((name) => logit(input(name, "float32", shape)));
+  const student: Pass = {
+    name: "",
+    loss: softplus(logit(reached).neg()).mean(),
+    trains: (key) => !isDiscriminator(key),
+    outputs: { fake: reached },
+  };
   return [
     teacherPass(setting),
+    alone ? { name: "student", outputs: student.outputs } : student,
     {
-      name: "",
-      loss: softplus(logit(reached).neg()).mean(),
-      trains: (key) => !isDiscriminator(key),
-      outputs: { fake: reached },
-    },
-    {
-      name: "discriminator",
+      name: alone ? "" : "discriminator",
       loss: softplus(real.neg()).add(softplus(fake)).mean(),
       metrics: { accuracy_real: shareBelowZero(real.neg()), accuracy_fake: shareBelowZero(fake) },
       trains: isDiscriminator,

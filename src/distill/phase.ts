@@ -1,7 +1,7 @@
 /** @file One phase of a distillation as a job: its passes, and the batches that they are fed. */
 
 import { type BatchPlace, batchSampler } from "../data/index.ts";
-import type { UNetConfig } from "../models/index.ts";
+import type { DiscriminatorHeads, UNetConfig } from "../models/index.ts";
 import { type Adapter, loraScope, rootScope } from "../nn/index.ts";
 import { boundaryScalings, type PredictionType } from "../samplers/index.ts";
 import { type FloatTensor, floats, type Generator, type HostTensor } from "../tensor/index.ts";
@@ -14,8 +14,8 @@ import {
   trainedBy,
 } from "../train/index.ts";
 import { lcmPasses } from "./lcm.ts";
-import { adversarialPasses, DISCRIMINATOR, msePasses, type Setting } from "./lightning.ts";
-import type { Phase, Stage } from "./recipe.ts";
+import { adversarialPasses, DISCRIMINATOR, ENCODER, msePasses, type Setting } from "./lightning.ts";
+import { type DistillRecipe, isAdversarial, type Phase, type Stage } from "./recipe.ts";
 
 type Weights = Readonly<Record<string, HostTensor>>;
 
@@ -49,6 +49,8 @@ export interface PhaseOptions {
   /** The discriminator of the phase before, in the same stage. */
   discriminator: Weights;
   loraScale: number;
+  discriminatorHeads: DiscriminatorHeads;
+  discriminatorEncoder: DistillRecipe["discriminatorEncoder"];
   microBatch: number;
   seed: number;
   zeroEmptyPrompt: boolean;
@@ -81,13 +83,19 @@ export function phaseSetting(
 }
 
 /** The passes of an objective. */
-export function passesOf(setting: Setting, { objective, renoise, discriminatorRate }: Phase): Pass[] {
+export function passesOf(
+  setting: Setting,
+  { objective, renoise, discriminatorRate, discriminatorAlone }: Phase,
+  heads: DiscriminatorHeads,
+): Pass[] {
   if (objective === "lcm") return lcmPasses(setting);
   if (objective === "mse" || objective === "convert") return msePasses(setting);
   return adversarialPasses(setting, {
     conditional: objective === "conditional",
     renoise: renoise !== undefined,
+    heads,
     rate: discriminatorRate,
+    alone: discriminatorAlone,
   });
 }
 
@@ -99,10 +107,16 @@ export function phaseJob(options: PhaseOptions): Job {
   const [passes, ...variants] = data.buckets.map((bucket) => {
     const [height, width] = [bucket.height / scaleFactor, bucket.width / scaleFactor];
     const batch = { batch: microBatch, height, width, tokens: bank.tokens, pooled: bank.pooledSize };
-    return passesOf({ ...setting, config, batch }, phase);
+    return passesOf({ ...setting, config, batch }, phase, options.discriminatorHeads);
   });
-  const frozen = new Map(Object.entries(teacher.weights).map(([k, t]) => [`teacher.${k}`, t]));
-  if (phase.lora) for (const [k, t] of Object.entries(base)) frozen.set(k, t);
+  const frozen = new Map<string, HostTensor>();
+  const freeze = (weights: Weights, prefix = "") => {
+    for (const [k, t] of Object.entries(weights)) frozen.set(`${prefix}${k}`, t);
+  };
+  freeze(teacher.weights, "teacher.");
+  if (phase.lora) freeze(base);
+  if (phase.discriminatorAlone) freeze(student.weights);
+  if (isAdversarial(phase) && options.discriminatorEncoder === "frozen") freeze(base, ENCODER);
   const sampler = batchSampler({
     members: data.buckets.map((b) => b.members),
     batch: microBatch,
@@ -139,12 +153,11 @@ function discriminatorStart(
   base: Weights,
   before: Weights,
 ): Record<string, HostTensor> {
-  const encoder = `${DISCRIMINATOR}encoder.`;
   const start: Record<string, HostTensor> = {};
   for (const { name, shape } of passes.flatMap((pass) => trainedBy(pass))) {
     if (!name.startsWith(DISCRIMINATOR)) continue;
     const kept = before[name]?.shape.join() === shape.join() ? before[name] : undefined;
-    const known = kept ?? (name.startsWith(encoder) ? base[name.slice(encoder.length)] : undefined);
+    const known = kept ?? (name.startsWith(ENCODER) ? base[name.slice(ENCODER.length)] : undefined);
     if (known) start[name] = known;
   }
   return start;

@@ -9,7 +9,7 @@ import { compile } from "../runtime/index.ts";
 import { sizeOf } from "../tensor/index.ts";
 import { optimizerOf, type Pass, passGraph, replicasFor, trainedBy } from "../train/index.ts";
 import { phaseTitle } from "./distill.ts";
-import { DISCRIMINATOR, type Setting } from "./lightning.ts";
+import { DISCRIMINATOR, ENCODER, type Setting } from "./lightning.ts";
 import { passesOf, phaseSetting } from "./phase.ts";
 import type { DistillRecipe, Phase } from "./recipe.ts";
 
@@ -71,7 +71,7 @@ export async function planDistillation(
           pooled: text.projection_dim,
         },
       };
-      return estimate(passesOf(setting, phase), setting, phase, {
+      return estimate(passesOf(setting, phase, recipe.discriminatorHeads), setting, phase, {
         recipe,
         replicas,
         gflops,
@@ -103,10 +103,11 @@ function estimate(
 ): PhaseEstimate {
   const batch = phase.batch ?? recipe.batch;
   const replicas = replicasFor(batch / recipe.microBatch, most);
-  const frozen = frozenOf(passes, phase);
+  const frozen = frozenOf(passes, phase, recipe);
   const trainedOf = (pass: Pass) =>
     trainedBy(pass, frozen).reduce((sum, { shape }) => sum + sizeOf(shape), 0);
-  const [trained, discriminator = 0] = passes.filter((pass) => pass.loss).map(trainedOf);
+  const learning = passes.filter((pass) => pass.loss).map(trainedOf);
+  const [trained, discriminator = 0] = phase.discriminatorAlone ? [0, ...learning] : learning;
   const flops = passes.reduce((sum, pass) => sum + flopsOf(passGraph(pass, frozen)), 0);
   const gflop = (flops * batch) / recipe.microBatch / 1e9;
   // Each replica has parameters, gradients and state of its own; one more of each is shared.
@@ -127,16 +128,23 @@ function estimate(
   };
 }
 
-/** Sizes of the parameters that stay: the teacher's, and what a LoRA adapts. */
-function frozenOf(passes: readonly Pass[], { lora }: Phase): Map<string, number> {
+/** Sizes of the parameters that stay: the teacher's, what a LoRA adapts, who does not learn in this phase. */
+function frozenOf(
+  passes: readonly Pass[],
+  { lora, discriminatorAlone: alone }: Phase,
+  { discriminatorEncoder }: DistillRecipe,
+): Map<string, number> {
   const roots = passes.flatMap(({ loss, outputs = {} }) => [
     ...(loss ? [loss] : []),
     ...Object.values(outputs),
   ]);
   const fixed = topological(roots).filter(isParameter);
-  const stays = (key: string) =>
-    key.startsWith("teacher.") ||
-    (lora !== undefined && !/\.lora_(up|down)\.weight$/.test(key) && !key.startsWith(DISCRIMINATOR));
+  const stays = (key: string) => {
+    if (key.startsWith("teacher.")) return true;
+    if (key.startsWith(ENCODER)) return discriminatorEncoder === "frozen";
+    if (key.startsWith(DISCRIMINATOR)) return false;
+    return alone || (lora !== undefined && !/\.lora_(up|down)\.weight$/.test(key));
+  };
   return new Map(
     fixed
       .map((v) => [v.attrs.name as string, sizeOf(v.shape as number[])] as const)

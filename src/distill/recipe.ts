@@ -32,6 +32,8 @@ const phase = z.strictObject({
     .optional(),
   /** D's learning rate as a multiple of the student's (Heusel et al. 2017); default 1. */
   discriminatorRate: z.number().positive().optional(),
+  /** D learns alone, for a lead; the student stays as it is. */
+  discriminatorAlone: z.boolean().optional(),
   /** Instead of the recipe's, as are the next two. */
   optimizer: optimizer.optional(),
   batch: count.optional(),
@@ -74,6 +76,12 @@ const schema = z.strictObject({
   emaDecay: fraction.default(0.99),
   /** Scale of a LoRA's alpha to its rank. */
   loraAlpha: z.number().positive().default(1),
+  /** Where D looks: at the "mid" block, as in the paper, or at "all" resolutions on the way there too. */
+  discriminatorHeads: z.enum(["mid", "all"]).default("mid"),
+  /** Whether D's encoder is trained with its heads, as in the paper, or stays the base model's. */
+  discriminatorEncoder: z.enum(["trained", "frozen"]).default("trained"),
+  /** Whether D goes on from stage to stage; in the paper it starts again at each. */
+  keepDiscriminator: z.boolean().default(false),
   /** Steps in which D tells all real from all generated latents before a stage counts as diverged; 0: never. */
   patience: z.int().min(0).default(300),
   seed: z.int().min(0).max(4000).default(1),
@@ -90,6 +98,11 @@ export type DistillRecipe = z.infer<typeof schema>;
 export type Stage = DistillRecipe["stages"][number];
 export type Phase = Stage["phases"][number];
 
+/** Whether a discriminator takes part. */
+export function isAdversarial({ objective }: Phase): boolean {
+  return objective === "conditional" || objective === "unconditional";
+}
+
 /**
  * Checks a recipe and fills in its defaults.
  * @throws one sentence that names the field, what was given and what is accepted.
@@ -102,6 +115,9 @@ export function parseDistillRecipe(json: unknown, name = "recipe"): DistillRecip
   if (problem) throw new Error(`${name}: ${problem}`);
   return recipe;
 }
+
+/** Fields of a phase that mean something to a discriminator only. */
+const ADVERSARIAL_FIELDS = ["renoise", "discriminatorRate", "discriminatorAlone"] as const;
 
 function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undefined {
   let rank: number | undefined; // of the LoRA that goes from stage to stage
@@ -116,32 +132,30 @@ function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undef
     if (i > 0 && from !== earlier[i - 1])
       return `${at}.from is ${from}; the stage before ends at ${earlier[i - 1]}`;
     if (simple) return `${at} needs a teacher that predicts noise; only the last stage may convert`;
-    let lora = false;
     for (const [j, phase] of phases.entries()) {
       const here = `${at}.phases.${j}`;
       const size = phase.batch ?? batch;
       if (size % microBatch !== 0)
         return `${here}: batch ${size} is not a multiple of microBatch ${microBatch}`;
-      if (phase.lora && rank !== undefined && phase.lora !== rank)
-        return `${here}: a LoRA of rank ${phase.lora} cannot go on from one of rank ${rank}`;
-      rank = phase.lora ?? rank;
-      if (phase.lora && j > 0 && !lora)
-        return `${here}: a LoRA is trained before the whole network, not after`;
-      lora = phase.lora !== undefined;
-      const { teacher = from, renoise, discriminatorRate, objective } = phase;
-      const adversarial = objective === "conditional" || objective === "unconditional";
+      const { teacher = from, renoise, objective, lora } = phase;
+      if (lora && rank !== undefined && lora !== rank)
+        return `${here}: a LoRA of rank ${lora} cannot go on from one of rank ${rank}`;
+      if (phase.discriminatorAlone && lora && rank === undefined)
+        return `${here}: no LoRA was trained before that could stay as it is; let the discriminator learn alone later`;
+      rank = lora ?? rank;
       if (teacher !== from && !earlier.includes(teacher))
         return `${here}.teacher is ${teacher}; give one of ${[from, ...earlier].join(", ")}`;
       if (teacher !== from && teacher % to !== 0)
         return `${here}.teacher is ${teacher}, no multiple of ${to}`;
       if (renoise && renoise.weights.length !== renoise.timesteps.length)
         return `${here}.renoise has ${renoise.timesteps.length} timesteps and ${renoise.weights.length} weights`;
-      if ((renoise || discriminatorRate) && !adversarial)
-        return `${here}.${renoise ? "renoise" : "discriminatorRate"} is for adversarial objectives; ${objective} has no discriminator`;
+      const lost = ADVERSARIAL_FIELDS.find((field) => phase[field] !== undefined);
+      if (lost && !isAdversarial(phase))
+        return `${here}.${lost} is for adversarial objectives; ${objective} has no discriminator`;
       if (objective === "convert") {
-        if (j > 0 || phase.lora) return `${here}: convert comes first and trains the whole network`;
+        if (j > 0 || lora) return `${here}: convert comes first and trains the whole network`;
         simple = true;
-      } else if (simple && phase.lora) return `${here}: a LoRA cannot change what the base model predicts`;
+      } else if (simple && lora) return `${here}: a LoRA cannot change what the base model predicts`;
     }
   }
   return undefined;

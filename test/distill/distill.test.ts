@@ -16,14 +16,15 @@ import {
   parseDistillRecipe,
 } from "../../src/distill/index.ts";
 import { SDXL } from "../../src/pipelines/index.ts";
+import { castTensor } from "../../src/tensor/index.ts";
 import { loadSafetensors } from "../../src/weights/index.ts";
 import { tinyModel, tinyPictures } from "./tiny-model.ts";
 
 const learningRate = { peak: 1e-3, warmup: 1 };
 const noisy = { timesteps: [10, 250, 500, 750], weights: [5, 1, 1, 1] };
 const students = [250, 500, 750, 1000];
-/** A phase of each kind; after [2] there is a model that skips a level. */
-const stages = [
+/** A phase of each kind; after [2] there is a model that skips a level, and a LoRA that goes on beside the network. */
+const stages: { phases: object[]; [field: string]: unknown }[] = [
   {
     from: 8,
     to: 4,
@@ -37,7 +38,9 @@ const stages = [
     timesteps: students,
     phases: [
       { objective: "conditional", lora: 2, steps: 2, learningRate },
+      { objective: "unconditional", discriminatorAlone: true, steps: 2, learningRate },
       { objective: "unconditional", steps: 2, learningRate },
+      { objective: "mse", lora: 2, steps: 2, learningRate },
     ],
   },
   {
@@ -63,6 +66,7 @@ function recipe(out: string, changes: object = {}): DistillRecipe {
   const prompts = ["a red bird"];
   return parseDistillRecipe({
     ...{ task: "distill", out: join(folder, out), teacher, data, ...common, prompts, stages },
+    ...{ discriminatorHeads: "all", keepDiscriminator: true },
     ...changes,
   });
 }
@@ -118,17 +122,47 @@ test("every phase trains, and reports both sides", () => {
     ...[
       "8 to 4: mse, LoRA of rank 2",
       "4 to 2: conditional, LoRA of rank 2",
+      "4 to 2: unconditional, discriminator alone",
       "4 to 2: unconditional",
+      "4 to 2: mse, LoRA of rank 2",
     ].flatMap((p) => [p, p]),
     ...["2 to 1: convert", "2 to 1: unconditional"].flatMap((p) => [p, p]),
   ]);
   const rows = Object.values(logs("whole"));
   expect(rows.map((r) => r.length)).toEqual(Array.from({ length: PHASES }, () => 2));
-  for (const p of whole.steps.filter((s) => s.phase.includes("conditional"))) {
+  for (const p of whole.steps.filter((s) => /conditional(?!.*alone)/.test(s.phase))) {
     expect(p.metrics.discriminator_loss).toBeGreaterThan(0);
     expect(p.metrics.discriminator_grad_norm).toBeGreaterThan(0);
     expect(p.metrics.discriminator_accuracy_real).toBeLessThanOrEqual(1);
   }
+});
+
+test("a student stays while the discriminator learns alone; the LoRA goes on beside the whole network", async () => {
+  const weights = async (stage: string, phase: string, file = "student") =>
+    (await loadSafetensors(join(whole.recipe.out, stage, phase, `${file}.safetensors`))).tensors;
+  const lora = await weights("4-2", "1-conditional-lora");
+  const alone = await weights("4-2", "2-unconditional");
+  const key = "mid_block.resnets.0.conv1";
+  const start = (await loadSafetensors(join(teacher, "unet", "diffusion_pytorch_model.safetensors"))).tensors;
+  expect(alone["conv_in.weight"].data).toEqual(start["conv_in.weight"].data); // no LoRA is on it
+  expect(alone[`${key}.weight`].data).not.toEqual(start[`${key}.weight`].data); // base and LoRA merged
+  const logged = logs("whole")[join("4-2", "2-unconditional", "log.jsonl")];
+  expect(Object.keys(logged[0])).toEqual(expect.arrayContaining(["loss", "accuracy_real", "accuracy_fake"]));
+  const after = await weights("4-2", "4-mse-lora");
+  expect(Object.keys(after).sort()).toEqual(Object.keys(lora).sort());
+  expect(after[`${key}.lora_up.weight`].data).not.toEqual(lora[`${key}.lora_up.weight`].data);
+  // the next stage goes on from the whole network and its discriminator
+  const published = await loadSafetensors(join(whole.recipe.out, "lightning_2step_unet.safetensors"));
+  const unet = await weights("4-2", "3-unconditional");
+  expect(published.tensors["conv_in.weight"].data).toEqual(
+    castTensor(unet["conv_in.weight"], "float16").data,
+  );
+  await using sdxl = await SDXL.load(teacher, {
+    unet: join(whole.recipe.out, "2-1", "1-convert", "student.safetensors"),
+  });
+  expect(sdxl.info.defaults).toMatchObject({ steps: 1, guidance: 0 });
+  const heads = await weights("2-1", "2-unconditional", "discriminator");
+  expect(Object.keys(heads)).toContain("discriminator.heads.0.out.weight");
 });
 
 test("files are named as SDXL-Lightning's, and say how they want to be sampled", async () => {

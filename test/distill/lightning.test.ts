@@ -224,12 +224,32 @@ describe("who learns", () => {
     expect(keys(critic)).toContain("discriminator.encoder.mid_block.resnets.1.conv2.weight");
     // The student sees the teacher through the discriminator alone.
     expect(inputsOf(graph({ loss: student.loss! })).map(nameOf)).not.toContain("target");
-    const head = parametersOf([critic.loss!]).find((p) => p.name === "discriminator.head.convs.0.weight");
-    expect(head?.shape).toEqual([8, conditional ? 16 : 8, 4, 4]);
+    const shape = (name: string) =>
+      parametersOf([critic.loss!]).find((p) => p.name === `discriminator.head.${name}.weight`)?.shape;
+    expect(shape("convs.0")).toEqual([8, 8, 4, 4]);
+    expect(shape("source")).toEqual(conditional ? [8, 8, 4, 4] : undefined);
+  });
+
+  test("heads at all resolutions add to the middle one's", () => {
+    const options = { conditional: true, renoise: false } as const;
+    const shapes = (heads: "mid" | "all") =>
+      Object.fromEntries(
+        trainedBy(adversarialPasses(setting(), { ...options, heads })[2])
+          .filter(({ name }) => name.includes(".head"))
+          .map(({ name, shape }) => [name, shape]),
+      );
+    const all = shapes("all");
+    expect(all).toMatchObject(shapes("mid"));
+    expect(all["discriminator.heads.0.convs.0.weight"]).toEqual([4, 4, 4, 4]); // of the first block, 8×8
+    expect(Object.keys(all).some((k) => k.includes("heads.1."))).toBe(config.block_out_channels.length > 2);
   });
 
   test("every weight of the discriminator that it is given gets a gradient, and the student's step leaves it be", async () => {
-    const [, student, critic] = adversarialPasses(setting(), { conditional: true, renoise: true });
+    const [, student, critic] = adversarialPasses(setting(), {
+      conditional: true,
+      renoise: true,
+      heads: "all",
+    });
     const weights = weightsOf([student.loss!, critic.loss!]);
     const r = new Generator(8);
     const feeds = {

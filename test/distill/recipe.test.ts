@@ -54,9 +54,14 @@ describe("a recipe that cannot be trained is told why", () => {
       "phases.0.teacher is 16; give one of 8, 8",
     ],
     [
-      "LoRA after the network",
-      [{ ...first, phases: [phase("mse"), phase("mse", { lora: 4 })] }],
-      "stages.0.phases.1: a LoRA is trained before the whole network, not after",
+      "a LoRA that stays before there is one",
+      [{ ...first, phases: [phase("conditional", { lora: 4, discriminatorAlone: true })] }],
+      "stages.0.phases.0: no LoRA was trained before that could stay as it is",
+    ],
+    [
+      "no discriminator to learn alone",
+      [{ ...first, phases: [phase("mse", { discriminatorAlone: true })] }],
+      "stages.0.phases.0.discriminatorAlone is for adversarial objectives; mse has no discriminator",
     ],
     [
       "LoRAs of two ranks",
@@ -89,7 +94,7 @@ describe("a recipe that cannot be trained is told why", () => {
     [
       "a LoRA that predicts otherwise",
       [{ ...first, phases: [phase("convert"), phase("mse", { lora: 4 })] }],
-      "stages.0.phases.1: a LoRA is trained before the whole network, not after",
+      "stages.0.phases.1: a LoRA cannot change what the base model predicts",
     ],
     [
       "batch",
@@ -109,18 +114,28 @@ test("the plan counts parameters, evaluations and work", async () => {
   const teacher = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
   const stages = [
     { from: 8, to: 4, guidance: 5, phases: [phase("mse", { lora: 2 }), phase("mse")] },
-    { from: 4, to: 2, phases: [phase("conditional", { batch: 32 })] },
+    {
+      ...{ from: 4, to: 2 },
+      phases: [
+        phase("conditional", { batch: 32 }),
+        phase("conditional", { batch: 32, discriminatorAlone: true }),
+      ],
+    },
   ];
-  const plan = await planDistillation(parseDistillRecipe(recipe(stages, { teacher, batch: 16 })), {
-    replicas: 1,
-  });
-  const [lora, full, adversarial] = plan.phases;
+  const planned = (changes: object) =>
+    planDistillation(parseDistillRecipe(recipe(stages, { teacher, batch: 16, ...changes })), { replicas: 1 });
+  const plan = await planned({});
+  const [lora, full, adversarial, alone] = plan.phases;
   expect(full.trained).toBe(40_128); // of the tiny UNet
   expect(lora.trained).toBeLessThan(full.trained);
   expect(full.discriminator).toBe(0);
   expect(adversarial.discriminator).toBeGreaterThan(0.3 * full.trained);
   expect([lora, full, adversarial].map((p) => p.teacherEvaluations)).toEqual([4, 4, 2]);
   expect(adversarial.gflop).toBeGreaterThan(full.gflop);
+  expect(alone).toMatchObject({ trained: 0, discriminator: adversarial.discriminator });
+  expect(alone.gflop).toBeLessThan(adversarial.gflop);
+  const { phases } = await planned({ discriminatorEncoder: "frozen" });
+  expect(phases[2].discriminator).toBeLessThan(0.2 * adversarial.discriminator);
   for (const p of plan.phases) {
     expect(p.bytes).toBeGreaterThan(4 * 7 * p.trained);
     expect(p.seconds * plan.gflops * plan.efficiency).toBeCloseTo(p.steps * p.gflop, 6);
