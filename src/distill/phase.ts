@@ -46,7 +46,7 @@ export interface PhaseOptions {
   student: Participant;
   /** Weights that a LoRA adapts; also what the discriminator starts as. */
   base: Weights;
-  /** The discriminator of the phase before, in the same stage. */
+  /** The discriminator that goes on here; what it lacks starts anew. */
   discriminator: Weights;
   loraScale: number;
   discriminatorHeads: DiscriminatorHeads;
