@@ -161,9 +161,40 @@ test("a student stays while the discriminator learns alone; the LoRA goes on bes
     unet: join(whole.recipe.out, "2-1", "1-convert", "student.safetensors"),
   });
   expect(sdxl.info.defaults).toMatchObject({ steps: 1, guidance: 0 });
-  const heads = await weights("2-1", "2-unconditional", "discriminator");
-  expect(Object.keys(heads)).toContain("discriminator.heads.0.out.weight");
 });
+
+test("a discriminator goes on through a stage and into the next, with and without its second view", async () => {
+  const critic = async (stage: string, phase: string) =>
+    (await loadSafetensors(join(whole.recipe.out, stage, phase, "discriminator.safetensors"))).tensors;
+  const runs = [
+    await critic("4-2", "1-conditional-lora"),
+    await critic("4-2", "2-unconditional"),
+    await critic("4-2", "3-unconditional"),
+    await critic("2-1", "2-unconditional"),
+  ];
+  expect(Object.keys(runs[0])).toContain("discriminator.head.source.weight");
+  expect(Object.keys(runs[1])).not.toContain("discriminator.head.source.weight");
+  for (const key of ["encoder.conv_in.weight", "head.convs.0.weight", "heads.0.out.weight"])
+    for (const [i, after] of runs.slice(1).entries()) {
+      const [a, b] = [runs[i], after].map((run) => run[`discriminator.${key}`].data as Float32Array);
+      const moved = Math.max(...a.map((v, k) => Math.abs(v - b[k])));
+      expect(moved).toBeGreaterThan(0);
+      expect(moved).toBeLessThan(0.01); // two steps of 1e-3 at most; anew it would be another draw
+    }
+});
+
+test("a frozen encoder is not among what the discriminator learned", async () => {
+  const phases = [{ objective: "conditional", steps: 1, learningRate }];
+  const frozen = recipe("frozen", {
+    discriminatorEncoder: "frozen",
+    stages: [{ from: 4, to: 2, publish: false, phases }],
+  });
+  await steps(frozen);
+  const file = join(frozen.out, "4-2", "1-conditional", "discriminator.safetensors");
+  const keys = Object.keys((await loadSafetensors(file)).tensors);
+  expect(keys).toContain("discriminator.heads.0.out.weight");
+  expect(keys.filter((key) => key.includes("encoder"))).toEqual([]);
+}, 120_000);
 
 test("files are named as SDXL-Lightning's, and say how they want to be sampled", async () => {
   const out = whole.recipe.out;
