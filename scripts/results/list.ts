@@ -7,6 +7,9 @@ import { SAMPLERS, SPACINGS } from "../../src/samplers/index.ts";
 const steps = z.int().min(1).max(1000);
 const guidance = z.number().min(0);
 
+/** Letters and digits of a label, for the name of its record. */
+export const slug = (label: string): string => label.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+
 const configuration = z.strictObject({
   /** First cell of its row. */
   label: z.string().min(1),
@@ -32,7 +35,12 @@ const table = z.strictObject({
   split: z.enum(["heldout-pair", "train", "heldout-style"]).default("heldout-pair"),
   /** Pictures; default all of the split. */
   count: z.int().min(2).optional(),
-  configurations: z.array(configuration).min(1),
+  configurations: z
+    .array(configuration)
+    .min(1)
+    .refine((rows) => new Set(rows.map(({ label }) => slug(label))).size === rows.length, {
+      error: "two labels have the same letters and digits: their records would be one file",
+    }),
 });
 
 const list = z.strictObject({

@@ -14,7 +14,7 @@ import { type EvalResult, evaluate, modelHash, type SetScores } from "../../src/
 import { readJson, SDXL, weightsFile } from "../../src/pipelines/index.ts";
 import { atomicWrite, fileHash, version } from "../../src/platform/index.ts";
 import { SAMPLERS } from "../../src/samplers/index.ts";
-import type { Configuration, ResultsList, Table } from "./list.ts";
+import { type Configuration, type ResultsList, slug, type Table } from "./list.ts";
 
 /** Changes when results are kept in another way. */
 const FORMAT = 2;
@@ -69,7 +69,7 @@ export async function measure(configuration: Configuration, options: MeasureOpti
   const set = SETS[table.split];
   const path = join(options.records, `${table.name}-${slug(configuration.label)}.json`);
   const needed = [model, list.judge, list.data, ...(unet ? [unet] : []), ...Object.keys(loras ?? {})];
-  const present = needed.filter((file) => existsSync(file));
+  const present = needed.filter((file) => existsSync(file) && (file !== model || isWhole(file)));
   const missing = needed.filter((file) => !present.includes(file));
   const now = {
     asked: whatIsAsked(configuration, options),
@@ -131,8 +131,16 @@ async function secondsAPicture(sdxl: SDXL, { pictures }: Kept, sampling: Samplin
   return times.sort((a, b) => a - b)[BATCHES >> 1];
 }
 
-/** Letters and digits of a label, for the name of a file. */
-const slug = (label: string): string => label.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+/** Whether a model has its UNet: a folder that training has just begun has not. */
+function isWhole(model: string): boolean {
+  if (!statSync(model).isDirectory()) return true;
+  try {
+    weightsFile(join(model, "unet"));
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /** Whether a record is of the same question, and of the files that are still there. */
 function holds(

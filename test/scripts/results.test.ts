@@ -124,6 +124,14 @@ test("other weights under the same name are measured anew; numbers of weights th
   expect(page()).toBe(before);
 });
 
+test("a model that has no UNet yet, since its training has just begun, is missing", async () => {
+  put("style/model_index.json", "{}");
+  put("style/unet/config.json", "{}");
+  const { code } = await results(list({ tables: [list().tables].flat().slice(1) }));
+  expect(code).toBe(0);
+  expect(page()).toContain(`## A style\n\nNot measured: \`${at("style")}\` missing.\n`);
+});
+
 describe("refused:", () => {
   const tables = (...configurations: unknown[]) => [{ title: "T", name: "t", configurations }];
 
@@ -140,6 +148,11 @@ describe("refused:", () => {
       "an image name that leaves the folder",
       list({ tables: [{ title: "T", name: "../t", configurations: [{ label: "x" }] }] }),
       /list.json: tables.0.name: give lower-case letters/,
+    ],
+    [
+      "two labels of one record",
+      list({ tables: tables({ label: "MSE, 1 step" }, { label: "MSE 1 step" }) }),
+      /list.json: tables.0.configurations: two labels have the same letters and digits/,
     ],
   ])("%s", (_, json, message) => expect(readList(written(json))).rejects.toThrow(message));
 
