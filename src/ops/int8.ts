@@ -5,9 +5,12 @@
  */
 
 import {
+  addDim,
   apply,
   constant,
+  type Dim,
   type Emit,
+  mulDim,
   type OpDef,
   output,
   type Shape,
@@ -119,35 +122,53 @@ export interface ConvInt8Options {
 const convOp: OpDef = {
   name: "ConvInt8",
   infer: (_, attrs) => ({ dtype: "float32", shape: attrs.shape as Shape }),
-  // the input under each position, in pieces and together
-  scratch: ({ shape: [B, , h, w], inputs: [, matrix] }) => sizeDim([2, B, h, w, matrix.shape[0]]),
+  // the input under each position
+  scratch: ({ shape: [B, , h, w], inputs: [, matrix] }) => sizeDim([B, h, w, matrix.shape[0]]),
   onnx: (emit, [x, matrix, scale, bias], y) => {
     const [pixels] = emit.node("Transpose", [x], { perm: [0, 2, 3, 1] });
     const [q, unit, zero] = emit.node("DynamicQuantizeLinear", [pixels], {}, { outputs: 3 });
-    const columns = im2col(emit, q, zero, y.attrs as unknown as ConvInt8Options);
+    const columns = im2col(emit, q, zero, y);
     const inputs = [columns, matrix, unit, scale, zero, "", ...(bias ? [bias] : [])];
     const [product] = emit.node("MatMulIntegerToFloat", inputs, {}, CONTRIB);
     return emit.node("Transpose", [product], { perm: [0, 3, 1, 2] });
   },
 };
 
-/** [B,H,W,C] → [B,h,w,kh·kw·C] */
-function im2col(emit: Emit, x: string, zero: string, { kernel, strides, pads }: ConvInt8Options): string {
-  const [kh, kw] = kernel;
+/** [B,H,W,C] → [B,h,w,kh·kw·C], by whole pixels. */
+function im2col(emit: Emit, x: string, zero: string, { inputs, attrs }: Value): string {
+  const options = attrs as unknown as ConvInt8Options;
+  const { kernel, strides, pads } = options;
   const [top, left, bottom, right] = pads;
   const around = [0, top, left, 0, 0, bottom, right, 0];
   const padded = pads.some((p) => p > 0)
     ? emit.node("Pad", [x, emit.constant(ints([8], around)), zero])[0]
     : x;
-  if (kh * kw * strides[0] * strides[1] === 1) return padded;
-  const pair = (values: readonly number[]) => emit.constant(ints([2], values));
-  const end = (i: number, k: number) => (i === k - 1 ? 2 ** 31 : i - k + 1);
-  const shifted = Array.from({ length: kh * kw }, (_, n) => {
-    const [i, j] = [Math.floor(n / kw), n % kw];
-    const ends = pair([end(i, kh), end(j, kw)]);
-    return emit.node("Slice", [padded, pair([i, j]), ends, pair([1, 2]), pair(strides)])[0];
-  });
-  return emit.node("Concat", shifted, { axis: 3 })[0];
+  if (sizeDim([...kernel, ...strides]) === 1) return padded;
+  const [, C, , W] = inputs[0].shape as [Dim, number, Dim, Dim];
+  const [pixels] = emit.node("Reshape", [padded, emit.constant(ints([3], [0, -1, C]))]);
+  const places = placesUnder(emit, options, addDim(W, left + right));
+  const [under] = emit.node("Gather", [pixels, places], { axis: 1 }); // [B,h,w,kh·kw,C]
+  const together = [0, 0, 0, (sizeDim(kernel) as number) * C];
+  return emit.node("Reshape", [under, emit.constant(ints([4], together))])[0];
+}
+
+/** Which pixels of a padded picture of this width lie under the kernel at each position, row by row: [h,w,kh·kw]. */
+function placesUnder(emit: Emit, { kernel, strides, shape }: ConvInt8Options, width: Dim): string {
+  const number = (d: Dim) => emit.node("Squeeze", [emit.shape([d])])[0];
+  const range = (to: Dim, ...dims: number[]) => {
+    const [all] = emit.node("Range", [number(0), number(to), number(1)]);
+    return emit.node("Reshape", [all, emit.constant(ints([dims.length], dims))])[0];
+  };
+  const times = (a: string, d: Dim) => emit.node("Mul", [a, emit.shape([d])])[0];
+  const [kh, kw] = kernel;
+  const across = [
+    times(range(shape[2], -1, 1, 1, 1), mulDim(width, strides[0])),
+    times(range(shape[3], -1, 1, 1), strides[1]),
+    times(range(kh, -1, 1), width),
+    range(kw, -1),
+  ];
+  const places = across.reduce((a, b) => emit.node("Add", [a, b])[0]);
+  return emit.node("Reshape", [places, emit.constant(ints([3], [0, 0, kh * kw]))])[0];
 }
 
 /** x [B,C,H,W] * matrix int8 [kh·kw·C, O] times scale [O], + bias [O] → [B,O,h,w] */

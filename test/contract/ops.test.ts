@@ -78,11 +78,11 @@ const int8Weights = (inner: number, out: number): [HostTensor, FloatTensor] => [
 const linear8 = int8Weights(5, 4);
 const kernel8 = int8Weights(18, 3);
 const kernel1 = int8Weights(2, 3);
-const convolution8 = (kernel: number, stride: number, pad: number, size: number) => ({
+const convolution8 = (kernel: number, stride: number, pad: number, height: number, width = height) => ({
   kernel: [kernel, kernel],
   strides: [stride, stride] as const,
   pads: [pad, pad, pad, pad] as const,
-  shape: [2, 3, size, size],
+  shape: [2, 3, height, width],
 });
 
 const opCase = (
@@ -486,6 +486,13 @@ const cases: Case[] = [
     (x, b) => convInt8(x, constant(kernel8[0]), constant(kernel8[1]), b, convolution8(3, 2, 1, 3)),
     (x, b) => ref.convInt8(x, ref.fromTensor(kernel8[0]), ref.fromTensor(kernel8[1]), b, 3, 2, 1),
     { differentiable: false, range: [0.5, 1.5] },
+  ),
+  opCase(
+    "convInt8 3×3, stride 2, of a wide picture",
+    [[2, 2, 3, 7], [3]],
+    (x, b) => convInt8(x, constant(kernel8[0]), constant(kernel8[1]), b, convolution8(3, 2, 1, 2, 4)),
+    (x, b) => ref.convInt8(x, ref.fromTensor(kernel8[0]), ref.fromTensor(kernel8[1]), b, 3, 2, 1),
+    { differentiable: false },
   ),
   opCase(
     "convInt8 1×1",

@@ -12,12 +12,13 @@ import {
   parameter,
   parametersOf,
   peakBytes,
+  type Shape,
   symbol,
   type Value,
   verify,
 } from "../../src/graph/index.ts";
 import { conv2d, linear, rootScope } from "../../src/nn/index.ts";
-import { projectInt8, silu } from "../../src/ops/index.ts";
+import { conv, projectInt8, silu } from "../../src/ops/index.ts";
 import { rotate, rotation } from "../../src/ops/int8.ts";
 import { snrOf } from "../../src/quantize/calibrate.ts";
 import { int8Layers, withInt8 } from "../../src/quantize/layers.ts";
@@ -73,6 +74,37 @@ test("input and weight rotated alike have the same product, and large values of 
   expect(rotation([K, O])).toBeUndefined();
   expect(rotation([O, K])).toBe(width);
   expect(rotation([O, 100])).toBeUndefined();
+});
+
+test("an int8 convolution of any size is the one of this size", async () => {
+  const g = new Generator(6);
+  const w = g.randn([3, 2, 3, 3]);
+  const { matrix, scale } = int8Matrix(w, [2, 3, 1, 0], 8);
+  const of = (shape: Shape, strides: [number, number]) => {
+    const x = input("x", "float32", shape);
+    const product = conv(x, constant(w), undefined, { strides, pads: [1, 0, 1, 2] });
+    return graph({ y: product.op.int8!.product(product, constant(matrix), constant(scale)) });
+  };
+  for (const [strides, shape] of [
+    [
+      [1, 1],
+      [2, 2, 3, 7],
+    ],
+    [
+      [2, 1],
+      [1, 2, 6, 4],
+    ],
+    [
+      [1, 2],
+      [2, 2, 5, 8],
+    ],
+  ] as [[number, number], number[]][]) {
+    const x = g.randn(shape);
+    await using any = await compile(of([B, 2, symbol("H"), symbol("W")], strides));
+    await using one = await compile(of(shape, strides));
+    const [{ y }, { y: expected }] = [await any.run({ x }), await one.run({ x })];
+    expect(y).toEqual(expected);
+  }
 });
 
 test("rows of zeros become zeros", () => {
