@@ -11,10 +11,13 @@ export function graph(outputs: Readonly<Record<string, Value>>): Graph {
   return { outputs: { ...outputs } };
 }
 
-/** All values the roots depend on, inputs before users, in a deterministic order. */
-export function topological(roots: readonly Value[]): Value[] {
+/**
+ * All values the roots depend on, inputs before users, in a deterministic order.
+ * @param beyond values that are left out, with what only they depend on.
+ */
+export function topological(roots: readonly Value[], beyond: Iterable<Value> = []): Value[] {
   const order: Value[] = [];
-  const done = new Set<Value>();
+  const done = new Set<Value>(beyond);
   const stack: { v: Value; next: number }[] = [];
   for (const root of roots) {
     if (done.has(root)) continue;
@@ -64,8 +67,7 @@ export function parametersOf(of: Graph | readonly Value[]): ParameterInfo[] {
 /** Rebuilds `roots` with some values replaced; unaffected parts are shared. */
 export function substitute(roots: readonly Value[], replace: ReadonlyMap<Value, Value>): Value[] {
   const mapped = new Map<Value, Value>(replace);
-  for (const v of topological(roots)) {
-    if (mapped.has(v)) continue;
+  for (const v of topological(roots, replace.keys())) {
     const inputs = v.inputs.map((x) => mapped.get(x)!);
     mapped.set(v, inputs.every((x, i) => x === v.inputs[i]) ? v : apply(v.op, inputs, v.attrs));
   }
