@@ -5,7 +5,7 @@
 
 import { type Dim, input, symbol } from "../graph/index.ts";
 import type { Change } from "../nn/index.ts";
-import type { Program } from "../runtime/index.ts";
+import type { Runnable } from "../runtime/index.ts";
 import { type FloatTensor, floats, type HostTensor } from "../tensor/index.ts";
 import type { Delta } from "../weights/index.ts";
 import { type LoadedLora, type Part, strengthOn } from "./adapters.ts";
@@ -194,12 +194,10 @@ function joined(
 }
 
 /** A program with some adapters in it, held until it is disposed of. */
-export interface Adapted extends AsyncDisposable {
-  run(feeds: Readonly<Record<string, HostTensor>>): Promise<Record<string, HostTensor>>;
-}
+export type Adapted = Runnable;
 
 interface Held {
-  program: Program;
+  program: Runnable;
   users: number;
   /** Called when it was freed after its last use. */
   freed?: () => void;
@@ -212,7 +210,7 @@ const NO_ROOM: Layout = { products: new Map(), differences: new Map(), apart: []
  * released, or for adapters that it has no room for; room costs nothing where there are none.
  */
 export class AdaptableProgram implements AsyncDisposable {
-  private readonly compile: (layout: Layout) => Promise<Program>;
+  private readonly compile: (layout: Layout) => Promise<Runnable>;
   private readonly part?: Part;
   private layout = NO_ROOM;
   private held?: Held;
@@ -221,7 +219,7 @@ export class AdaptableProgram implements AsyncDisposable {
   private last?: { loras: readonly Weighted[]; feeds: Record<string, HostTensor> };
 
   /** @param part whose changes go on it; none for a program that adapters leave alone. */
-  constructor(compile: (layout: Layout) => Promise<Program>, part?: Part) {
+  constructor(compile: (layout: Layout) => Promise<Runnable>, part?: Part) {
     this.compile = compile;
     this.part = part;
   }
@@ -236,7 +234,7 @@ export class AdaptableProgram implements AsyncDisposable {
     return this.inTurn(async () => {
       const old = this.held;
       this.held = undefined;
-      if (old?.users === 0) await old.program.dispose();
+      if (old?.users === 0) await old.program[Symbol.asyncDispose]();
       else if (old) await new Promise<void>((resolve) => (old.freed = resolve));
     });
   }
@@ -265,7 +263,7 @@ export class AdaptableProgram implements AsyncDisposable {
       [Symbol.asyncDispose]: async () => {
         held.users--;
         if (held === this.held || held.users > 0) return;
-        await held.program.dispose();
+        await held.program[Symbol.asyncDispose]();
         held.freed?.();
       },
     };
@@ -275,12 +273,12 @@ export class AdaptableProgram implements AsyncDisposable {
     const old = this.held;
     this.held = undefined;
     this.last = undefined;
-    if (old?.users === 0) await old.program.dispose(); // before, so that the weights are not there twice
+    if (old?.users === 0) await old.program[Symbol.asyncDispose](); // before, so that the weights are not there twice
     this.held = { program: await this.compile(layout), users: 0 };
     this.layout = layout;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.held?.program.dispose();
+    await this.held?.program[Symbol.asyncDispose]();
   }
 }

@@ -1,13 +1,13 @@
 /** @file What a picture takes of memory, and whether the machine has it. */
 
-import { type Graph, peakBytes } from "../graph/index.ts";
+import { type Graph, graph, peakBytes } from "../graph/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { int8Layers, MINIMUM } from "../quantize/index.ts";
 import { sizeOf } from "../tensor/index.ts";
 import type { Network } from "./base.ts";
 import type { Components } from "./components.ts";
 import { floatBytes, type PrecisionOptions, precisionOf } from "./precision.ts";
-import { GRAPHS, vaeGraph } from "./programs.ts";
+import { GRAPHS, stepsOf, vaeGraph } from "./programs.ts";
 import { tilesFor, type VaeTiling } from "./tiling.ts";
 
 /** Bytes that one network takes. */
@@ -62,7 +62,7 @@ const WORTH: readonly ProgramName[] = ["UNet", "VAE decoder", "text encoders"];
 
 export type MemoryPlanner = (size: PlanSize) => MemoryPlan;
 
-/** The networks of some graphs, and whether their files are in half precision. */
+/** The networks of some graphs, with what is kept from run to run as outputs, and whether their files are in half precision. */
 type Planned = Readonly<Record<ProgramName, { g: Graph; halves: boolean; precision: "fp32" | "int8" }>>;
 
 /**
@@ -83,7 +83,11 @@ export async function memoryPlanner(
       halves: (await halves("text_encoder")) || (await halves("text_encoder_2")),
       precision: precisionOf("text", text, run),
     },
-    UNet: { g: unet, halves: await halves("unet"), precision: precisionOf("unet", unet, run) },
+    UNet: {
+      g: graph({ ...unet.outputs, ...stepsOf(unet)[0].outputs }),
+      halves: await halves("unet"),
+      precision: precisionOf("unet", unet, run),
+    },
     "VAE decoder": { g: vaeGraph(model), halves: await halves("vae"), precision: "fp32" },
   };
   const known = new Map<string, MemoryPlan>();

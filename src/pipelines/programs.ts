@@ -1,12 +1,12 @@
 /** @file The programs of a pipeline: text encoders, UNet, VAE decoder. B batch, h w latent. */
 
-import { flopsOf, type Graph, graph, input, parametersOf, symbol } from "../graph/index.ts";
+import { flopsOf, type Graph, graph, hoist, input, parametersOf, symbol } from "../graph/index.ts";
 import { clipText, clipTextWithProjection, unet } from "../models/index.ts";
 import { type Change, changeBranch, changedScope, rootScope, type Scope } from "../nn/index.ts";
 import { concat, gather } from "../ops/index.ts";
 import { platform } from "../platform/index.ts";
 import { int8Network, weightOfKey, withInt8 } from "../quantize/index.ts";
-import { type CompileOptions, compile, type Program } from "../runtime/index.ts";
+import { type CompileOptions, compile, compileLoop, type Runnable } from "../runtime/index.ts";
 import { readSource, tensorSource } from "../weights/index.ts";
 import { fixedChanges, type LoadedLora, type Part, placeFactors } from "./adapters.ts";
 import type { Components } from "./components.ts";
@@ -73,6 +73,11 @@ export const GRAPHS: Readonly<Record<Part, (model: Components, scope: Scope) => 
   text: textGraph,
   unet: unetGraph,
 };
+
+/** The UNet in two: what it makes of the prompt alone, keys and values first of all, and what changes from step to step. */
+export function stepsOf(unet: Graph): Graph[] {
+  return hoist(unet, ["hidden", "pooled", "time_ids"], ["sample", "timestep"]);
+}
 
 /** Shapes of a part's parameters by name; those of the text encoders are below `1.` and `2.` */
 export function partShapes(part: Part, model: Components): Map<string, readonly number[]> {
@@ -153,6 +158,11 @@ export function isSmall(g: Graph, model: Components, B = 1): boolean {
   return flopsOn(g, model, B) <= SMALL;
 }
 
+/** Whether memory and time of a run count more than what comes with it. */
+function isLarge(g: Graph, model: Components): boolean {
+  return flopsOn(g, model, 1) >= LARGE;
+}
+
 /** How a network runs: small ones on few threads, large ones in memory that they give back. */
 function howFor(
   g: Graph,
@@ -163,7 +173,7 @@ function howFor(
   return {
     device,
     threads: few ? Math.min(threads ?? platform().cores, SMALL_THREADS) : threads,
-    arena: flopsOn(g, model, 1) < LARGE,
+    arena: !isLarge(g, model),
   };
 }
 
@@ -177,7 +187,7 @@ export interface Compiler {
   /** Finds the weights and checks them, and makes those of int8 networks. Nothing is loaded. */
   prepare(): Promise<unknown>;
   /** @param layout of adapters; default none. */
-  compile(layout?: Layout): Promise<Program>;
+  compile(layout?: Layout): Promise<Runnable>;
 }
 
 /**
@@ -194,7 +204,7 @@ export function partCompiler(
   const how = howFor(plain, model, run);
   const isInt8 = precisionOf(part, plain, run) === "int8";
   const prepare = once((): Promise<Kept> => (isInt8 ? int8Part(part, model, run) : partWeights(part, model)));
-  const compileWith = async (layout?: Layout): Promise<Program> => {
+  const compileWith = async (layout?: Layout): Promise<Runnable> => {
     const { weights, layers } = await prepare();
     const factors = new PlacedWeights();
     placeFactors(factors, part, fixed);
@@ -204,7 +214,10 @@ export function partCompiler(
     ];
     const build = (scope: Scope) => GRAPHS[part](model, scope);
     const g = layers ? int8Graph(build, layers, changes) : build(changedScope(rootScope(), changes));
-    return compile(g, { weights: new Map([...weights, ...factors.weights]), ...how });
+    const options = { weights: new Map([...weights, ...factors.weights]), ...how };
+    // Small ones would lose the time that they win to more inputs; to GPUs these would travel at every step.
+    const isLoop = part === "unet" && how.device === "cpu" && isLarge(plain, model);
+    return isLoop ? compileLoop(stepsOf(g), options) : compile(g, options);
   };
   return { prepare, compile: compileWith };
 }

@@ -121,6 +121,8 @@ interface Condition extends Prompt {
 interface Guidance {
   positive: Condition;
   negative: Condition;
+  /** Negative and positive in one batch, where they have the same length. */
+  both?: Condition;
   guidance: number;
   rescale: number;
 }
@@ -323,9 +325,16 @@ export class SDXL implements AsyncDisposable {
       noise().data.map((v) => v * plan.initNoiseSigma),
     );
     await using unet = await this.networks.use("UNet", planned, loras);
+    const guided = {
+      positive,
+      negative,
+      both: guidance > 1 ? joinedConditions(negative, positive) : undefined,
+      guidance,
+      rescale,
+    };
     const network = (sample: FloatTensor, timestep: number) =>
       guidance > 1
-        ? this.evaluateGuided(unet, sample, timestep, { positive, negative, guidance, rescale })
+        ? this.evaluateGuided(unet, sample, timestep, guided)
         : this.evaluate(unet, sample, timestep, positive);
     const denoise = parameterize(network, parts.scheduler.prediction_type, plan);
     const loop = sampler.sample(denoise, x, plan, noise);
@@ -435,17 +444,12 @@ export class SDXL implements AsyncDisposable {
     unet: Adapted,
     sample: FloatTensor,
     timestep: number,
-    { positive, negative, guidance, rescale }: Guidance,
+    { positive, negative, both, guidance, rescale }: Guidance,
   ): Promise<FloatTensor> {
-    if (negative.hidden.shape[1] !== positive.hidden.shape[1]) {
+    if (!both) {
       const without = await this.evaluate(unet, sample, timestep, negative);
       return guide(await this.evaluate(unet, sample, timestep, positive), without, guidance, rescale);
     }
-    const both = {
-      hidden: joined(negative.hidden, positive.hidden),
-      pooled: joined(negative.pooled, positive.pooled),
-      timeIds: joined(negative.timeIds, positive.timeIds),
-    };
     const out = await this.evaluate(unet, joined(sample, sample), timestep, both);
     const n = sample.data.length;
     const half = (from: number) => floats(sample.shape, out.data.subarray(from, from + n));
@@ -502,6 +506,16 @@ function checkFinite({ data }: FloatTensor, what: string): void {
     `${what} computed values that are no numbers: its weights are damaged, or too large for half precision; ` +
       "use another file of them",
   );
+}
+
+/** Two conditions in one batch; undefined where their texts differ in length. */
+function joinedConditions(a: Condition, b: Condition): Condition | undefined {
+  if (a.hidden.shape[1] !== b.hidden.shape[1]) return undefined;
+  return {
+    hidden: joined(a.hidden, b.hidden),
+    pooled: joined(a.pooled, b.pooled),
+    timeIds: joined(a.timeIds, b.timeIds),
+  };
 }
 
 /** Two tensors one after the other, along the first axis. */

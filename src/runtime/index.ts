@@ -1,1 +1,2 @@
-export { type CompileOptions, compile, type Device, type Program } from "./program.ts";
+export { compileLoop } from "./loop.ts";
+export { type CompileOptions, compile, type Device, type Program, type Runnable } from "./program.ts";

@@ -87,8 +87,13 @@ export async function compile(g: Graph, options: CompileOptions = {}): Promise<P
   return new Program(session, g, leaves, state, device);
 }
 
+/** What runs a graph until it is disposed of. */
+export interface Runnable extends AsyncDisposable {
+  run(feeds: Readonly<Record<string, HostTensor>>): Promise<Record<string, HostTensor>>;
+}
+
 /** Runs one graph. Free it with `dispose` (or `await using`). */
-export class Program implements AsyncDisposable {
+export class Program implements Runnable {
   private readonly session: InferenceSession;
   private readonly inputs: ReadonlyMap<string, Value>;
   private readonly outputs: ReadonlyMap<string, Value>;
