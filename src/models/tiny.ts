@@ -3,9 +3,9 @@
  */
 
 import { z } from "zod";
-import { mulDim, type Value } from "../graph/index.ts";
-import { conv2d, type Scope } from "../nn/index.ts";
-import { relu, resizeNearest } from "../ops/index.ts";
+import type { Value } from "../graph/index.ts";
+import { conv2d, type Scope, upsampleConv2d } from "../nn/index.ts";
+import { relu } from "../ops/index.ts";
 import { parseConfig } from "./config.ts";
 
 const schema = z.object({
@@ -61,11 +61,11 @@ export function tinyDecode(scope: Scope, config: TinyConfig, latents: Value): Va
   config.num_decoder_blocks.forEach((count, i) => {
     const last = i === channels.length - 1;
     for (let j = 0; j < count; j++) h = block(p.at(layer++), h, channels[i]);
-    if (!last) {
+    if (last) h = conv2d(p.at(layer++), h, { out: config.out_channels });
+    else {
       layer++; // the upsampling has no parameters
-      h = resizeNearest(h, [mulDim(h.shape[2], 2), mulDim(h.shape[3], 2)]);
+      h = upsampleConv2d(p.at(layer++), h, { out: channels[i], bias: false });
     }
-    h = conv2d(p.at(layer++), h, { out: last ? config.out_channels : channels[i], bias: last });
   });
   return h.mul(2).sub(1);
 }

@@ -5,8 +5,8 @@
 
 import { z } from "zod";
 import { type Dim, mulDim, type Value } from "../graph/index.ts";
-import { conv2d, groupNorm, linear, type Scope } from "../nn/index.ts";
-import { attention, resizeNearest, silu } from "../ops/index.ts";
+import { conv2d, groupNorm, linear, type Scope, upsampleConv2d } from "../nn/index.ts";
+import { attention, silu } from "../ops/index.ts";
 import { parseConfig } from "./config.ts";
 
 const schema = z.object({
@@ -104,10 +104,7 @@ export function vaeDecode(scope: Scope, config: VaeConfig, latents: Value): Valu
     const block = p.at("up_blocks").at(i);
     for (let j = 0; j <= config.layers_per_block; j++)
       h = resnetBlock(block.at("resnets").at(j), h, out, config);
-    if (i < channels.length - 1) {
-      h = resizeNearest(h, [mulDim(h.shape[2], 2), mulDim(h.shape[3], 2)]);
-      h = conv2d(block.at("upsamplers").at(0).at("conv"), h, { out });
-    }
+    if (i < channels.length - 1) h = upsampleConv2d(block.at("upsamplers").at(0).at("conv"), h, { out });
   });
   h = silu(groupNorm(p.at("conv_norm_out"), h, { groups: config.norm_num_groups, eps: 1e-6 }));
   return conv2d(p.at("conv_out"), h, { out: config.out_channels });
