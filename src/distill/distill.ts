@@ -263,7 +263,7 @@ function split(weights: Weights): [Weights, Weights] {
   ];
 }
 
-/** What decides the result of a phase: its own fields, those of all phases before it, and what they share. */
+/** What decides the result of a phase: its own fields, those of the phases before it, and what they share. */
 function phaseFingerprint(
   { recipe, teacherHash }: Pick<Context, "recipe" | "teacherHash">,
   { stage, phase }: Pick<PhaseRun, "stage" | "phase">,
@@ -275,7 +275,14 @@ function phaseFingerprint(
     publish: undefined,
     phases: s === stage ? s.phases.slice(0, s.phases.indexOf(phase) + 1) : s.phases,
   }));
-  return hashOf({ ...decides, teacher: teacherHash, stages: done });
+  const onlyBeside = done.every(({ phases }) => phases.every((p, i) => !p.lora || isBeside(phases, i)));
+  const network = done.map((s) => ({ ...s, phases: s.phases.filter(({ lora }) => !lora) }));
+  return hashOf({ ...decides, teacher: teacherHash, stages: !phase.lora && onlyBeside ? network : done });
+}
+
+/** Whether a phase trains a LoRA that no whole network learns from: one beside the network of its stage. */
+function isBeside(phases: readonly Phase[], i: number): boolean {
+  return !!phases[i].lora && !isAdversarial(phases[i]) && phases.slice(0, i).some(({ lora }) => !lora);
 }
 
 /** What a phase trains, as it finds it: the whole network, or the LoRA if there is one. */

@@ -258,6 +258,29 @@ test("a finished distillation is not done again; another recipe in its folder is
   );
 });
 
+test("a LoRA beside the networks may be trained anew without them", async () => {
+  const beside = (loraSteps: number) =>
+    recipe("beside", {
+      stages: [
+        [8, 4],
+        [4, 2],
+      ].map(([from, to]) => ({
+        ...{ from, to, guidance: from === 8 ? 3 : undefined },
+        phases: [
+          { objective: "mse", steps: 1, learningRate },
+          { objective: "mse", lora: 2, steps: from === 8 ? loraSteps : 1, learningRate },
+        ],
+      })),
+    });
+  const titles = (all: DistillProgress[]) => [...new Set(all.map(({ phase }) => phase))];
+  const before = titles(await steps(beside(1)));
+  expect(before).toHaveLength(4);
+  const changed = beside(2);
+  await expect(steps(changed)).rejects.toThrow(/2-mse-lora was trained by another recipe/);
+  for (const stage of ["8-4", "4-2"]) rmSync(join(changed.out, stage, "2-mse-lora"), { recursive: true });
+  expect(titles(await steps(changed))).toEqual([before[1], before[3]]);
+}, 300_000);
+
 test("whoever stops listening in the middle leaves no replica that keeps the process alive", () => {
   const file = join(folder, "left.json");
   writeFileSync(file, JSON.stringify(recipe("left")));
