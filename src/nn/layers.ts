@@ -70,10 +70,15 @@ const MEETING = [
 
 /**
  * A 3×3 convolution of the picture in double size (nearest neighbour), in 4/9 of its products: for even and odd rows and
- * columns a 2×2 convolution of the picture as it is, whose weights are sums of those that meet the same pixel.
+ * columns a 2×2 convolution of the picture as it is, whose weights are sums of those that meet the same pixel (the kernels of
+ * a sub-pixel convolution, Shi et al. 2016).
  * x [B,C,H,W] → [B,out,2H,2W]; `weight` [out,C,3,3], `bias` [out].
  */
-export function upsampleConv2d(p: Scope, x: Value, { out, bias = true }: Conv2dOptions): Value {
+export function upsampleConv2d(
+  p: Scope,
+  x: Value,
+  { out, bias = true }: Pick<Conv2dOptions, "out" | "bias">,
+): Value {
   return located(p, () => {
     const [B, C, H, W] = x.shape as [Dim, number, Dim, Dim];
     const fan = fanIn(C * 9);
