@@ -7,7 +7,7 @@ import { sizeOf } from "../tensor/index.ts";
 import type { Network } from "./base.ts";
 import type { Components } from "./components.ts";
 import { floatBytes, type PrecisionOptions, precisionOf } from "./precision.ts";
-import { GRAPHS, stepsOf, vaeGraph } from "./programs.ts";
+import { GRAPHS, isInSteps, stepsOf, vaeGraph } from "./programs.ts";
 import { tilesFor, type VaeTiling } from "./tiling.ts";
 
 /** Bytes that one network takes. */
@@ -84,7 +84,7 @@ export async function memoryPlanner(
       precision: precisionOf("text", text, run),
     },
     UNet: {
-      g: graph({ ...unet.outputs, ...stepsOf(unet)[0].outputs }),
+      g: graph({ ...unet.outputs, ...(isInSteps(unet, model, run) ? stepsOf(unet)[0].outputs : {}) }),
       halves: await halves("unet"),
       precision: precisionOf("unet", unet, run),
     },

@@ -163,6 +163,14 @@ function isLarge(g: Graph, model: Components): boolean {
   return flopsOn(g, model, 1) >= LARGE;
 }
 
+/**
+ * Whether a UNet runs in two parts. A small one would lose the time that it wins to more inputs; to a GPU these would
+ * travel at every step.
+ */
+export function isInSteps(g: Graph, model: Components, { device = "cpu" }: PrecisionOptions): boolean {
+  return device === "cpu" && isLarge(g, model);
+}
+
 /** How a network runs: small ones on few threads, large ones in memory that they give back. */
 function howFor(
   g: Graph,
@@ -215,9 +223,9 @@ export function partCompiler(
     const build = (scope: Scope) => GRAPHS[part](model, scope);
     const g = layers ? int8Graph(build, layers, changes) : build(changedScope(rootScope(), changes));
     const options = { weights: new Map([...weights, ...factors.weights]), ...how };
-    // Small ones would lose the time that they win to more inputs; to GPUs these would travel at every step.
-    const isLoop = part === "unet" && how.device === "cpu" && isLarge(plain, model);
-    return isLoop ? compileLoop(stepsOf(g), options) : compile(g, options);
+    return part === "unet" && isInSteps(plain, model, run)
+      ? compileLoop(stepsOf(g), options)
+      : compile(g, options);
   };
   return { prepare, compile: compileWith };
 }
