@@ -172,7 +172,8 @@ function emptyPrompt({ material, zeroEmptyPrompt }: PhaseOptions): Record<string
 /** Times of the student among 1 … T. Noise is pure at T, whatever the schedule says (§3.5). */
 function studentTime({ stage, phase, alphas }: PhaseOptions, random: Generator): number {
   const T = alphas.length;
-  const { timesteps, from, to } = stage;
+  const { from, to } = stage;
+  const { timesteps = stage.timesteps } = phase;
   if (Array.isArray(timesteps)) return timesteps[random.integer(timesteps.length)];
   if (timesteps === "all") return 1 + random.integer(T);
   const places = phase.objective === "lcm" ? from : to;

@@ -10,6 +10,7 @@ const { data, learningRate, optimizer } = recipeFields;
 const count = z.int().positive();
 const fraction = z.number().min(0).max(1);
 const time = z.int().min(1).max(1000);
+const times = z.union([z.enum(["grid", "all"]), z.array(time).min(1)]);
 
 /** What a phase trains the student with. */
 const objective = z.enum(["mse", "conditional", "unconditional", "convert", "lcm"]);
@@ -26,6 +27,8 @@ const phase = z.strictObject({
   lora: count.optional(),
   /** Steps that an earlier student was distilled to, which teaches here and so skips levels. Default: `from`. */
   teacher: count.optional(),
+  /** Instead of the stage's: where D is to look at clean latents, for example, the time of the last step alone. */
+  timesteps: times.optional(),
   /** Times at which D sees its latents noised again, and how often each. */
   renoise: z
     .strictObject({ timesteps: z.array(time).min(1), weights: z.array(z.number().positive()) })
@@ -48,7 +51,7 @@ const stage = z.strictObject({
   /** Classifier-free guidance of the teacher, which the student takes over; up to 1 it is off. */
   guidance: z.number().min(0).default(1),
   /** Times that the student is trained at: where it will be sampled, everywhere, or those of a list. */
-  timesteps: z.union([z.enum(["grid", "all"]), z.array(time).min(1)]).default("grid"),
+  timesteps: times.default("grid"),
   phases: z.array(phase).min(1),
   /** Whether the stage's weights are written for others to use. */
   publish: z.boolean().default(true),
