@@ -41,6 +41,7 @@ import {
   silu,
   where,
 } from "../../src/ops/index.ts";
+import { weightBits } from "../../src/quantize/matrix.ts";
 import { compile } from "../../src/runtime/index.ts";
 import { type FloatTensor, floats, type HostTensor, ints, sizeOf } from "../../src/tensor/index.ts";
 import * as ref from "./reference.ts";
@@ -63,12 +64,14 @@ const rows = ints([2, 3], [4, 0, 4, 1, 1, 3]);
 const constantOf = (name: string, t: ReturnType<typeof ints>) => input(name, t.dtype, t.shape);
 const extraFeeds = { tokens, rows };
 
-/** int8 weights [inner, out] that use all their range, and a scale for each output. */
+/** Largest magnitude of an int8 weight whose products this processor adds exactly. */
+const most8 = 2 ** ((await weightBits()) - 1) - 1;
+/** int8 weights [inner, out] that use all that range, and a scale for each output. */
 const int8Weights = (inner: number, out: number): [HostTensor, FloatTensor] => [
   {
     dtype: "int8",
     shape: [inner, out],
-    data: Int8Array.from({ length: inner * out }, (_, i) => ((i * 89) % 255) - 127),
+    data: Int8Array.from({ length: inner * out }, (_, i) => ((i * 89) % (2 * most8 + 1)) - most8),
   },
   floats(
     [out],

@@ -18,6 +18,7 @@ import { LoraLibrary } from "../../src/pipelines/library.ts";
 import { unetParameters } from "../../src/pipelines/parameters.ts";
 import type { PrecisionOptions } from "../../src/pipelines/precision.ts";
 import { partCompiler } from "../../src/pipelines/programs.ts";
+import { weightBits } from "../../src/quantize/matrix.ts";
 import { floats, Generator, toFloat32 } from "../../src/tensor/index.ts";
 import { loadSafetensors, SafetensorsFile, saveLora, saveSafetensors } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
@@ -30,6 +31,8 @@ const WEIGHTS = "unet/diffusion_pytorch_model.safetensors";
 const MINIMUM = 145;
 const INT8: LoadOptions = { precision: "int8", choices: { minimum: MINIMUM } };
 const EVERY: LoadOptions = { precision: "int8", choices: { minimum: 1 } };
+/** SNR by bits of a weight; what there is by default is up to the processor. */
+const LEAST_DB: Readonly<Record<number, number>> = { 8: 30, 7: 26, 6: 20 };
 
 beforeEach(() => {
   process.env.FEWSTEP_CACHE = at("cache");
@@ -104,15 +107,16 @@ describe("an int8 UNet", () => {
     expect(int8.prediction).not.toEqual(float.prediction);
   });
 
-  test("of SDXL's width is within 30 dB of the float one, at 8 bits and at 7", async () => {
+  test("of SDXL's width is within 30 dB of the float one at 8 bits, within 26 at 7", async () => {
     await writeWide(at("model"));
     const float = await predicted(at("model"), { precision: "fp32" });
     const int8 = await predicted(at("model"), { precision: "int8" });
     expect(int8.notices[1]).toMatch(/; 0 of \d\d layers stay float$/);
-    expect(snr(float.prediction, int8.prediction)).toBeGreaterThan(30);
-    const reduced = await predicted(at("model"), { precision: "int8", choices: { bits: 7 } });
+    expect(snr(float.prediction, int8.prediction)).toBeGreaterThan(LEAST_DB[await weightBits()]);
+    const bits = (await weightBits()) === 8 ? 7 : 6;
+    const reduced = await predicted(at("model"), { precision: "int8", choices: { bits } });
     expect(reduced.notices[0]).toContain("of other files or settings");
-    expect(snr(float.prediction, reduced.prediction)).toBeGreaterThan(26);
+    expect(snr(float.prediction, reduced.prediction)).toBeGreaterThan(LEAST_DB[bits]);
     expect(statSync(cacheFile()).size).toBeLessThan(0.7 * statSync(at("model", WEIGHTS)).size);
   });
 
@@ -133,9 +137,9 @@ test("networks that are large are int8 without being asked, text encoders among 
   );
   expect(told).toEqual(["text encoders", "text encoders", "UNet", "UNet"]);
   const encoders = Number(/([\d.]+) dB/.exec(notices[1])?.[1]);
-  expect(encoders).toBeGreaterThan(30);
+  expect(encoders).toBeGreaterThan(LEAST_DB[await weightBits()]);
   expect(readdirSync(at("cache/int8"))).toHaveLength(2);
-  expect(apart(made, await picture())).toBeLessThan(12);
+  expect(apart(made, await picture())).toBeLessThan(12 * 2 ** (8 - (await weightBits()))); // a bit less, twice the error
 });
 
 describe("the cache file", () => {

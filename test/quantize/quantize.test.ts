@@ -50,13 +50,14 @@ test("an int8 matrix has the weight's values within half a step, outputs last", 
 
 test("input and weight rotated alike have the same product, and large values of a row cost the others less", async () => {
   const [T, K, O, width] = [16, 640, 96, 64];
+  const bits = await weightBits();
   const g = new Generator(4);
   const w = g.randn([O, K]);
   const rows = g.randn([T, K]).data.map((v) => v ** 3); // few are large
   const x = input("x", "float32", [T, K]);
   const exact = x.matmul(constant(w).transpose([1, 0]));
   const int8 = (weight: FloatTensor, v: Value) => {
-    const { matrix, scale } = int8Matrix(weight, [1, 0], 8);
+    const { matrix, scale } = int8Matrix(weight, [1, 0], bits);
     return projectInt8(v, constant(matrix), constant(scale));
   };
   const turned = rotated(w, width);
@@ -70,7 +71,7 @@ test("input and weight rotated alike have the same product, and large values of 
   const { exact: expected, ...others } = await program.run({ x: floats([T, K], rows) });
   const dB = (name: string) => snrOf([{ y: expected }], [{ y: others[name] }]);
   expect(dB("turned")).toBeGreaterThan(110);
-  expect(dB("level") - dB("plain")).toBeGreaterThan(6);
+  expect(dB("level") - dB("plain")).toBeGreaterThan(bits === 8 ? 6 : 3); // weights of 7 bits have more error of their own
   expect(rotation([K, O])).toBeUndefined();
   expect(rotation([O, K])).toBe(width);
   expect(rotation([O, 100])).toBeUndefined();
