@@ -27,7 +27,7 @@ const phase = z.strictObject({
   lora: count.optional(),
   /** Steps that an earlier student was distilled to, which teaches here and so skips levels. Default: `from`. */
   teacher: count.optional(),
-  /** Instead of the stage's: where D is to look at clean latents, for example, the time of the last step alone. */
+  /** Instead of the stage's: the time of the last step alone, for example, where D is to see clean latents only. */
   timesteps: times.optional(),
   /** Times at which D sees its latents noised again, and how often each. */
   renoise: z
