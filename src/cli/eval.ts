@@ -9,7 +9,7 @@ import { cacheFolder } from "../platform/index.ts";
 import { SAMPLERS, SCHEDULES, type Schedule } from "../samplers/index.ts";
 import { writableFolder } from "./files.ts";
 import { collectLora, numberFrom, precisionOption, wholeNumber } from "./options.ts";
-import { startProgress } from "./progress.ts";
+import { counted, startProgress } from "./progress.ts";
 
 interface EvalOptions {
   model?: string;
@@ -142,11 +142,12 @@ function table(result: Result): string {
   const { network, loras, steps, guidance, evaluations, sampler, schedule, reference, vae_psnr } = result;
   const adapters = loras.map(({ name, strength }) => ` + ${name}:${strength}`).join("");
   return [
-    `${result.model}: ${network}${adapters}, ${sampler} (${schedule}), ${steps} steps, guidance ${guidance}: ` +
-      `${evaluations} evaluations, ${(1000 * result.seconds_per_picture).toFixed(0)} ms a picture`,
+    `${result.model}: ${network}${adapters}, ${sampler} (${schedule}), ${counted(steps, "step")}, guidance ${guidance}: ` +
+      `${counted(evaluations, "evaluation")}, ${(1000 * result.seconds_per_picture).toFixed(0)} ms a picture`,
     ...(reference
       ? [
-          `teacher: its own UNet, ${reference.steps} steps, guidance ${reference.guidance}: ${reference.evaluations} evaluations`,
+          `teacher: its own UNet, ${counted(reference.steps, "step")}, guidance ${reference.guidance}: ` +
+            counted(reference.evaluations, "evaluation"),
         ]
       : []),
     "".padEnd(28) + columns.map(({ title }) => title.padStart(15)).join(""),

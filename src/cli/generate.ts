@@ -33,7 +33,7 @@ import {
   type Size,
   wholeNumber,
 } from "./options.ts";
-import { startProgress } from "./progress.ts";
+import { counted, startProgress } from "./progress.ts";
 import { DISPLAYS, type Display, detectDisplay, displayPicture } from "./terminal.ts";
 
 interface GenerateOptions extends SizeConditioning {
@@ -201,7 +201,7 @@ async function generate(words: readonly string[], options: GenerateOptions): Pro
     else {
       showPictures(saved, options.show);
       console.error(
-        `seed ${seeds[0]}, ${steps} steps, guidance ${guidance}, ${width}×${height}: ${timesText(seconds)}`,
+        `seed ${seeds[0]}, ${counted(steps, "step")}, guidance ${guidance}, ${width}×${height}: ${timesText(seconds)}`,
       );
     }
   } finally {

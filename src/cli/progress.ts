@@ -39,6 +39,11 @@ export async function startProgress(wanted: boolean): Promise<Progress> {
   };
 }
 
+/** `1 step`, `4 steps`. */
+export function counted(n: number, one: string): string {
+  return `${n} ${one}${n === 1 ? "" : "s"}`;
+}
+
 /** `45 s`, `12 min`, `3 h 05 min`. */
 export function duration(seconds: number): string {
   if (seconds < 60) return `${Math.ceil(seconds)} s`;

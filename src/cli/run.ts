@@ -4,7 +4,7 @@ import process from "node:process";
 import type { Progress } from "../train/index.ts";
 import { interruptSignal } from "./cleanup.ts";
 import { Interruption } from "./errors.ts";
-import { duration, startProgress } from "./progress.ts";
+import { counted, duration, startProgress } from "./progress.ts";
 
 /** Called by a run before its first step. */
 interface Hooks {
@@ -30,8 +30,8 @@ export async function followRun(
       onPrepare: (what, done, total) => progress.update(what, done, total),
       onSkipped: (skipped) => {
         for (const { file, reason } of skipped) console.error(printable(`skipped ${file}: ${reason}`));
-        const count = skipped.length === 1 ? "1 picture" : `${skipped.length} pictures`;
-        if (skipped.length > 0) console.error(`fewstep: ${count} of the dataset skipped`);
+        if (skipped.length > 0)
+          console.error(`fewstep: ${counted(skipped.length, "picture")} of the dataset skipped`);
       },
     });
     let last = "";

@@ -232,7 +232,9 @@ export class SDXL implements AsyncDisposable {
     const { distilled } = parts;
     const found = [...this.fixedWarnings, ...loras.flatMap(({ warnings }) => warnings)];
     if (distilled !== undefined && steps !== distilled)
-      found.push(`the model was distilled for ${distilled} steps; ${steps} will look worse`);
+      found.push(
+        `the model was distilled for ${distilled} step${distilled === 1 ? "" : "s"}; ${steps} will look worse`,
+      );
     if (distilled !== undefined && guidance > 2)
       found.push(`guidance ${guidance} is much for a distilled model; 1 is off, more than 2 distorts`);
     const [tokenizer] = this.parts.tokenizers;

@@ -234,7 +234,7 @@ test("the table has a row for each number, and warns of steps that the weights a
       "distilled model; 1 is off, more than 2 distorts\n",
   });
   expect(stdout).toMatch(/^ +held-out +seen$/m);
-  expect(stdout).toMatch(/^teacher: its own UNet, 1 steps, guidance 5: 2 evaluations$/m);
+  expect(stdout).toMatch(/^teacher: its own UNet, 1 step, guidance 5: 2 evaluations$/m);
   for (const row of [
     "FD",
     "patch FD to the teacher",
