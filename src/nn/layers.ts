@@ -90,9 +90,12 @@ export function upsampleConv2d(
         return conv(x, weight, b, { pads: [1 - i, 1 - j, i, j] });
       }),
     );
+    // columns, then rows: one transposition of both has no fast path
     return concat(quarters, 1)
-      .reshape([B, 2, 2, out, H, W])
-      .transpose([0, 3, 4, 1, 5, 2])
+      .reshape([B, 2, 2, mulDim(out, mulDim(H, W))])
+      .transpose([0, 1, 3, 2])
+      .reshape([B, 2, out, H, mulDim(W, 2)])
+      .transpose([0, 2, 3, 1, 4])
       .reshape([B, out, mulDim(H, 2), mulDim(W, 2)]);
   });
 }
