@@ -77,9 +77,11 @@ test("Ctrl-C saves, says where it stopped, and the same command goes on", async 
   const stopped = await fewstep(["distill", path], {
     started: (child) => {
       let stderr = "";
-      child.stderr?.on("data", (data) => {
+      child.stderr!.on("data", function listen(data) {
         stderr += data;
-        if (stderr.includes("step 2/200")) child.kill("SIGINT");
+        if (!stderr.includes("step 2/200")) return;
+        child.stderr!.off("data", listen); // a second signal, a second later, would end it at once
+        child.kill("SIGINT");
       });
     },
   });
