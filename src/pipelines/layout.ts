@@ -217,6 +217,7 @@ export class AdaptableProgram implements AsyncDisposable {
   /** One adapter set at a time is prepared. */
   private turn: Promise<unknown> = Promise.resolve();
   private last?: { loras: readonly Weighted[]; feeds: Record<string, HostTensor> };
+  private isDisposed = false;
 
   /** @param part whose changes go on it; none for a program that adapters leave alone. */
   constructor(compile: (layout: Layout) => Promise<Runnable>, part?: Part) {
@@ -246,17 +247,20 @@ export class AdaptableProgram implements AsyncDisposable {
   }
 
   private async prepare(loras: readonly LoadedLora[]): Promise<Adapted> {
+    if (this.isDisposed) throw new Error("the model was disposed of; load it again");
     const { part } = this;
     const weighted = (part === undefined ? [] : loras)
       .map((lora) => ({ deltas: lora.deltas[part!], strength: strengthOn(part!, lora) }))
       .filter(({ deltas, strength }) => deltas.size > 0 && strength !== 0);
-    const need = layoutOf(weighted.map(({ deltas }) => deltas));
-    const fits = placesIn(this.layout, need) !== undefined;
-    if (!this.held || !fits) await this.recompile(fits ? this.layout : widened(this.layout, need));
+    if (!this.last || !areSame(this.last.loras, weighted)) {
+      const need = layoutOf(weighted.map(({ deltas }) => deltas));
+      this.last = undefined;
+      if (!placesIn(this.layout, need)) await this.recompile(widened(this.layout, need));
+      this.last = { loras: weighted, feeds: feedsOf(this.layout, weighted, placesIn(this.layout, need)!) };
+    }
+    if (!this.held) await this.recompile(this.layout);
     const held = this.held!;
     held.users++;
-    if (!this.last || !areSame(this.last.loras, weighted))
-      this.last = { loras: weighted, feeds: feedsOf(this.layout, weighted, placesIn(this.layout, need)!) };
     const { feeds } = this.last;
     return {
       run: (own) => held.program.run({ ...own, ...feeds }),
@@ -272,13 +276,14 @@ export class AdaptableProgram implements AsyncDisposable {
   private async recompile(layout: Layout): Promise<void> {
     const old = this.held;
     this.held = undefined;
-    this.last = undefined;
     if (old?.users === 0) await old.program[Symbol.asyncDispose](); // before, so that the weights are not there twice
     this.held = { program: await this.compile(layout), users: 0 };
     this.layout = layout;
   }
 
+  /** After the runs that were begun; again has no effect. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.held?.program[Symbol.asyncDispose]();
+    this.isDisposed = true;
+    await this.release();
   }
 }

@@ -77,23 +77,22 @@ export class Networks implements AsyncDisposable {
   }
 
   /**
-   * A network for some runs, of pictures of a size. Where not all may stay in memory it is there while it runs only:
-   * between two runs others may take its place.
+   * A network for pictures of a size, held while it runs only: between two runs others may be drawn, larger ones as
+   * well. Where not all may stay in memory, the others may take its place then.
    */
-  async use(name: ProgramName, size: PlanSize, loras: readonly LoadedLora[] = []): Promise<Adapted> {
+  use(name: ProgramName, size: PlanSize, loras: readonly LoadedLora[] = []): Pick<Adapted, "run"> {
     const plan = this.plan(size);
-    if (areTogether(plan)) return this.programs[name].with(loras);
-    const inTurn = (): Promise<Adapted> => {
+    const take = (): Promise<Adapted> => {
+      if (areTogether(plan)) return this.programs[name].with(loras);
       const turn = this.turn.then(() => this.alone(name, plan.beside[name], loras));
       this.turn = turn.catch(() => {});
       return turn;
     };
     return {
       run: async (feeds) => {
-        await using program = await inTurn();
+        await using program = await take();
         return await program.run(feeds);
       },
-      [Symbol.asyncDispose]: async () => {},
     };
   }
 

@@ -30,7 +30,6 @@ import { type SizeConditioning, sizesIn, timeIds } from "./conditioning.ts";
 import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.ts";
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
-import type { Adapted } from "./layout.ts";
 import { LoraLibrary } from "./library.ts";
 import { addedStrengths, loraTags, promptLoras } from "./lora_tags.ts";
 import { checkMemory, type MemoryPlan, type MemoryPlanner, memoryPlanner, type PlanSize } from "./memory.ts";
@@ -126,6 +125,9 @@ interface Guidance {
   guidance: number;
   rescale: number;
 }
+
+/** A network that is there whenever it is run. */
+type Network = ReturnType<Networks["use"]>;
 
 /** What pictures are made of: prompts without tags, the model with its adapters, and those that are new. */
 interface Wish {
@@ -326,7 +328,7 @@ export class SDXL implements AsyncDisposable {
       shape,
       noise().data.map((v) => v * plan.initNoiseSigma),
     );
-    await using unet = await this.networks.use("UNet", planned, loras);
+    const unet = this.networks.use("UNet", planned, loras);
     const guided = {
       positive,
       negative,
@@ -384,7 +386,7 @@ export class SDXL implements AsyncDisposable {
     const { vae, name } = this.parts;
     const [B, , h, w] = latents.shape;
     const size = { width: w * vae.factor, height: h * vae.factor, batch: B, rows: B, tiling: "off" } as const;
-    await using program = await this.networks.use("VAE decoder", size);
+    const program = this.networks.use("VAE decoder", size);
     const out = await program.run({ latents: denormalizeLatents(vae.scaling, latents) });
     checkFinite(out.pictures as FloatTensor, `the VAE of ${name}`);
     return out.pictures as FloatTensor;
@@ -410,7 +412,7 @@ export class SDXL implements AsyncDisposable {
   ): Promise<Prompt> {
     const encode = async (some: readonly string[]): Promise<Prompt[]> => {
       const size = { ...usualSize(this.parts), batch: some.length };
-      await using program = await this.networks.use("text encoders", size, loras);
+      const program = this.networks.use("text encoders", size, loras);
       const encoded = await encodePrompts(program, this.parts, some, { promptWeighting, clipSkip });
       for (const t of encoded.flatMap(({ hidden, pooled }) => [hidden, pooled]))
         checkFinite(t, `a text encoder of ${this.parts.name}`);
@@ -425,7 +427,7 @@ export class SDXL implements AsyncDisposable {
   }
 
   private async evaluate(
-    unet: Adapted,
+    unet: Network,
     sample: FloatTensor,
     timestep: number,
     { hidden, pooled, timeIds }: Condition,
@@ -443,7 +445,7 @@ export class SDXL implements AsyncDisposable {
 
   /** With and without the prompt in one batch, or one after the other where they differ in length. */
   private async evaluateGuided(
-    unet: Adapted,
+    unet: Network,
     sample: FloatTensor,
     timestep: number,
     { positive, negative, both, guidance, rescale }: Guidance,

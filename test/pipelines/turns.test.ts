@@ -3,6 +3,7 @@
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { type GenerateOptions, type LoadOptions, planText, SDXL } from "../../src/pipelines/index.ts";
 import { areTogether } from "../../src/pipelines/memory.ts";
+import type { Picture } from "../../src/platform/index.ts";
 import { Program } from "../../src/runtime/program.ts";
 import { at } from "../data/temporary.ts";
 import { goldenPath } from "../parity/golden.ts";
@@ -151,4 +152,42 @@ describe("the plan", () => {
     expect(await bytes(sdxl, large)).toEqual(await bytes(roomy, large));
     expect(await bytes(sdxl)).toEqual(await bytes(roomy));
   });
+});
+
+describe("with memory for all networks at small pictures, and turns at large ones,", () => {
+  const LARGE: GenerateOptions = { ...QUICK, width: 72, height: 72 };
+
+  async function between(): Promise<SDXL> {
+    await using roomy = await SDXL.load(TINY, { threads: 1 });
+    const { loading, drawing } = roomy.memoryPlan(QUICK);
+    const sdxl = await SDXL.load(TINY, { threads: 1, memoryLimit: Math.max(loading, drawing) });
+    expect([QUICK, LARGE].map((size) => areTogether(sdxl.memoryPlan(size)))).toEqual([true, false]);
+    return sdxl;
+  }
+
+  test("a picture that was stopped keeps none of them", async () => {
+    await using sdxl = await between();
+    const onStep = (): void => {
+      throw new Error("enough");
+    };
+    await expect(sdxl.textToImage("x", { ...QUICK, onStep })).rejects.toThrow("enough");
+    expect(await sdxl.textToImage("x", LARGE)).toHaveLength(1);
+  });
+
+  test("a large one may be drawn between two steps of a small one", async () => {
+    await using sdxl = await between();
+    const [expected] = await bytes(sdxl);
+    const [picture] = await bytes(sdxl, { onStep: async () => void (await sdxl.textToImage("x", LARGE)) });
+    expect(picture).toEqual(expected);
+  });
+});
+
+test("a model that was disposed of says so; runs that were begun end first", async () => {
+  const sdxl = await SDXL.load(TINY, { threads: 1 });
+  const decoding: Promise<Picture[]>[] = [];
+  for await (const { denoised } of sdxl.denoise("x", QUICK)) decoding.push(sdxl.decode(denoised));
+  await Promise.all([sdxl.dispose(), sdxl.dispose()]);
+  for (const pictures of decoding) expect(await pictures).toHaveLength(1);
+  await expect(sdxl.textToImage("x", QUICK)).rejects.toThrow("the model was disposed of; load it again");
+  await sdxl.dispose();
 });
