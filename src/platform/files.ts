@@ -2,13 +2,16 @@
 
 import { createHash } from "node:crypto";
 import { createReadStream, existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
-import { open, rename } from "node:fs/promises";
-import { homedir } from "node:os";
+import { mkdtemp, open, rename, rm } from "node:fs/promises";
+import { homedir, hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
 import { pipeline } from "node:stream/promises";
+import { threadId } from "node:worker_threads";
 
-/** Temporary files being written. */
+/** Of this machine: processes of several, such as containers, may share a folder and have the same number. */
+export const HOST: string = createHash("sha256").update(hostname()).digest("hex").slice(0, 8);
+/** Temporary files being written, and folders. */
 const unfinished = new Set<string>();
 let count = 0;
 
@@ -42,7 +45,7 @@ export async function atomically(path: string, make: (temporary: string) => Prom
 /** Lets `use` have a temporary name beside `path`; what is there afterwards is removed. Creates the folder above. */
 export async function withTemporary<T>(path: string, use: (temporary: string) => Promise<T>): Promise<T> {
   makeFolder(dirname(path));
-  const temporary = `${path}.${process.pid}-${count++}.tmp`;
+  const temporary = `${path}.${HOST}-${process.pid}-${threadId}-${count++}.tmp`;
   unfinished.add(temporary);
   try {
     return await use(temporary);
@@ -55,6 +58,19 @@ export async function withTemporary<T>(path: string, use: (temporary: string) =>
     rmSync(temporary, { force: true, recursive: true });
     unfinished.delete(temporary);
   }
+}
+
+/** Makes a folder that `removeTemporaryFolder` removes, or the end of the process by a signal. */
+export async function temporaryFolder(prefix: string): Promise<string> {
+  const folder = await mkdtemp(prefix);
+  unfinished.add(folder);
+  return folder;
+}
+
+/** Windows refuses while files in it are open, which is no harm. */
+export async function removeTemporaryFolder(folder: string): Promise<void> {
+  await rm(folder, { recursive: true, force: true }).catch(() => {});
+  unfinished.delete(folder);
 }
 
 /** SHA-256 of a file's content from byte `start` on, in hexadecimal. */
@@ -84,11 +100,12 @@ export function makeFolder(path: string): void {
   }
 }
 
-/** Removes temporary files that processes left beside `path` when they were killed. */
+/** Removes temporary files that processes of this machine left beside `path` when they were killed. */
 export function removeAbandoned(path: string): void {
   for (const name of readdirSync(dirname(path))) {
-    const [, stem, pid] = /^(.+)\.(\d+)-\d+\.tmp$/.exec(name) ?? [];
-    if (stem === basename(path) && !isAlive(Number(pid))) rmSync(join(dirname(path), name), { force: true });
+    const [, stem, host, pid] = /^(.+)\.([\da-f]{8})-(\d+)-\d+-\d+\.tmp$/.exec(name) ?? [];
+    if (stem === basename(path) && host === HOST && !isAlive(Number(pid)))
+      rmSync(join(dirname(path), name), { force: true });
   }
 }
 

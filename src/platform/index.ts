@@ -6,7 +6,9 @@ export {
   isAlive,
   makeFolder,
   removeAbandoned,
+  removeTemporaryFolder,
   removeUnfinished,
+  temporaryFolder,
   withTemporary,
 } from "./files.ts";
 export { encodeLossy, encodePng, type Picture, readPlanes, writePlanes } from "./image.ts";

@@ -1,11 +1,11 @@
 /** @file How the weights of files get into an ONNX Runtime session: in place where that can be, else as bytes. */
 
-import { link, mkdtemp, open, realpath, rm } from "node:fs/promises";
+import { link, open, realpath } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import type { InferenceSession } from "onnxruntime-common";
 import type { ExternalTensor } from "../onnx/index.ts";
-import { atomicWrite } from "../platform/index.ts";
+import { atomicWrite, removeTemporaryFolder, temporaryFolder } from "../platform/index.ts";
 import type { HostTensor } from "../tensor/index.ts";
 
 /** A tensor at its place in a file. */
@@ -85,7 +85,7 @@ export class WeightFiles implements AsyncDisposable {
   private async link(paths: readonly string[]): Promise<ReadonlyMap<string, string> | undefined> {
     const real = await Promise.all(paths.map((path) => realpath(path)));
     for (const parent of new Set([tmpdir(), ...real.map(dirname)])) {
-      const folder = await mkdtemp(join(parent, "fewstep-")).catch(() => undefined);
+      const folder = await temporaryFolder(join(parent, "fewstep-")).catch(() => undefined);
       if (folder === undefined) continue;
       this.folder = folder;
       const names = real.map((_, i) => `weights-${i}`);
@@ -130,8 +130,8 @@ export class WeightFiles implements AsyncDisposable {
     }
   }
 
-  /** Removes the links; sessions keep what they have opened. Windows refuses while they do, which is no harm. */
+  /** Removes the links; sessions keep what they have opened. */
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.folder) await rm(this.folder, { recursive: true, force: true }).catch(() => {});
+    if (this.folder) await removeTemporaryFolder(this.folder);
   }
 }

@@ -15,6 +15,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { saveCheckpoint } from "../../src/pipelines/index.ts";
+import { HOST } from "../../src/platform/files.ts";
 import { readPng } from "../../src/platform/index.ts";
 import { floats } from "../../src/tensor/index.ts";
 import { loadSafetensors, saveLora, saveSafetensors } from "../../src/weights/index.ts";
@@ -353,7 +354,7 @@ describe("a place that cannot be written", () => {
     put("out/other.png", "stays");
     const args = ["generate", "apple", "--model", TINY, "--steps", "1", "--out", at("out/a.png")];
     const result = await fewstep(args, {
-      started: ({ pid }) => symlinkSync("/dev/full", at(`out/a.png.${pid}-0.tmp`)),
+      started: ({ pid }) => symlinkSync("/dev/full", at(`out/a.png.${HOST}-${pid}-0-0.tmp`)),
     });
     expectRefusal(result, `${at("out/a.png")}: the disk is full; nothing was written`);
     expect(readdirSync(at("out"))).toEqual(["other.png"]);

@@ -8,6 +8,7 @@ import { bySeeds, draw, evaluationsOf, variedCaptions } from "../../src/eval/dra
 import { modelHash } from "../../src/eval/index.ts";
 import { Teacher } from "../../src/eval/teacher.ts";
 import { SDXL } from "../../src/pipelines/index.ts";
+import { HOST } from "../../src/platform/files.ts";
 import { fileHash } from "../../src/platform/index.ts";
 import { heun } from "../../src/samplers/index.ts";
 import { loadSafetensors, saveSafetensors } from "../../src/weights/index.ts";
@@ -108,7 +109,10 @@ describe("teacher", () => {
       },
     ],
     ["another file", () => cpSync(at("model", UNET), cached())],
-    ["left unfinished by a killed process", () => renameSync(cached(), `${cached()}.9999999-0.tmp`)],
+    [
+      "left unfinished by a killed process",
+      () => renameSync(cached(), `${cached()}.${HOST}-9999999-0-0.tmp`),
+    ],
   ])("a cache file that is %s is made anew", async (_, spoil) => {
     const { bytes } = await pictures();
     spoil();
