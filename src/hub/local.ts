@@ -11,18 +11,35 @@ import { CachedRepo, hubCache, parseReference, type Reference } from "./cache.ts
  */
 export function localPath(given: string): string {
   if (existsSync(given)) return given;
-  const [, name, file = ""] = /^([^/\\]+\/[^/\\]+)(?:\/(.+))?$/.exec(given) ?? [];
-  const reference = name === undefined || name.endsWith(".safetensors") ? undefined : referenceOf(name);
-  if (!reference) return given;
-  const repo = new CachedRepo(hubCache(), reference.repo);
+  const named = namesIn(given).flatMap(([name, file]) => {
+    const reference = name.endsWith(".safetensors") ? undefined : referenceOf(name);
+    return reference ? { name, file, ...reference } : [];
+  });
+  if (named.length === 0) return given;
+  const repo = new CachedRepo(hubCache(), named[0].repo);
+  for (const { revision, file } of named) {
+    const commit = repo.commit(revision);
+    const path = commit && join(repo.snapshot(commit), file);
+    if (path && existsSync(path)) return path;
+  }
+  const [{ name, file }] = named;
   if (file && !existsSync(repo.folder)) return given; // more likely a path
-  const commit = repo.commit(reference.revision);
-  const path = commit && join(repo.snapshot(commit), file);
-  if (path && existsSync(path)) return path;
   throw new Error(
     `${given}: no such file or folder, and the cache of the hub has none of that name; ` +
       `run: fewstep pull ${name}${file && ` ${file}`}`,
   );
+}
+
+/** A repository's name and a file in it, as a text may mean them: revisions have slashes too. The likeliest first. */
+function namesIn(given: string): [name: string, file: string][] {
+  const [, name, rest] = /^([^/\\]+\/[^/\\]+)(?:\/(.+))?$/.exec(given) ?? [];
+  if (name === undefined) return [];
+  const parts = rest?.split("/") ?? [];
+  const splits = name.includes("@") ? Array.from({ length: parts.length + 1 }, (_, i) => i) : [0];
+  const usual = name.endsWith("@refs") ? 2 : 0; // refs/pr/1
+  return splits
+    .sort((a, b) => Number(b === usual) - Number(a === usual))
+    .map((at) => [[name, ...parts.slice(0, at)].join("/"), parts.slice(at).join("/")]);
 }
 
 function referenceOf(text: string): Reference | undefined {

@@ -30,6 +30,15 @@ describe("localPath", () => {
     expect(localPath("org/model/unet.safetensors")).toBe(at(SNAPSHOT, "unet.safetensors"));
   });
 
+  test("finds revisions with slashes", () => {
+    put("hub/models--org--model/refs/refs/pr/1", COMMIT);
+    put("hub/models--org--model/refs/feature/a", COMMIT);
+    for (const revision of ["refs/pr/1", "feature/a"]) {
+      expect(localPath(`org/model@${revision}`)).toBe(at(SNAPSHOT));
+      expect(localPath(`org/model@${revision}/unet.safetensors`)).toBe(at(SNAPSHOT, "unet.safetensors"));
+    }
+  });
+
   test.each([
     "/nowhere/model",
     "./org/model",
@@ -49,6 +58,9 @@ describe("localPath", () => {
   test.each([
     ["org/other", "run: fewstep pull org/other"],
     ["org/model@v2", "run: fewstep pull org/model@v2"],
+    ["org/model@refs/pr/2", "run: fewstep pull org/model@refs/pr/2"],
+    ["org/model@refs/pr/2/unet/a.safetensors", "run: fewstep pull org/model@refs/pr/2 unet/a.safetensors"],
+    ["org/model@v2/unet/a.safetensors", "run: fewstep pull org/model@v2 unet/a.safetensors"],
     ["org/model/lora.safetensors", "run: fewstep pull org/model lora.safetensors"],
   ])("%s is not there", (name, advice) => {
     expect(() => localPath(name)).toThrow(
