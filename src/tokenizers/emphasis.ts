@@ -18,7 +18,7 @@ const BRACKET = 1.1;
 const cut = (weight: number): number => Math.min(HEAVIEST, Math.max(-HEAVIEST, weight));
 
 /** An escape, a bracket, a weight that closes one, or text up to the next of these. */
-const PIECE = /\\[\\()[\]]?|[([]|:[+-]?[.\d]{1,40}\)|[)\]]|[^\\()[\]:]+|:/g;
+const PIECE = /\\[\\()[\]]?|[([]|:\s{0,9}[+-]?[.\d]{1,40}\s{0,9}\)|[)\]]|[^\\()[\]:]+|:/g;
 const BREAK = /(?<![\p{L}\p{N}_])BREAK(?![\p{L}\p{N}_])/u;
 
 /**
@@ -43,7 +43,7 @@ export function parseEmphasis(prompt: string): Weighted[][] {
     else if (piece === "[") open(square);
     else if (piece === ")" && round.length > 0) close(round.pop(), BRACKET);
     else if (piece === "]" && square.length > 0) close(square.pop(), 1 / BRACKET);
-    else if (/^:.+\)$/.test(piece) && round.length > 0) {
+    else if (/^:.+\)$/s.test(piece) && round.length > 0) {
       const weight = Number(piece.slice(1, -1));
       if (Number.isNaN(weight)) add(piece.slice(0, -1)); // such as 1.2.3
       close(round.pop(), Number.isNaN(weight) ? BRACKET : cut(weight));

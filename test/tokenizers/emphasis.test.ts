@@ -23,6 +23,7 @@ const prompts = fc
         ":",
         "\\",
         ":1.3)",
+        ": 1.3\n)",
         ":-2)",
         "(a:",
         ":1.2.3)",
@@ -48,6 +49,13 @@ describe("as stable-diffusion-webui", () => {
       ],
     ],
     ["(unbalanced", [["unbalanced", 1.1]]],
+    [
+      "(cat: 1.3 ) dog",
+      [
+        ["cat", 1.3],
+        [" dog", 1],
+      ],
+    ],
     ["un)balanced]", [["un)balanced]", 1]]],
     [String.raw`\(literal\]`, [["(literal]", 1]]],
     ["(unnecessary)(parens)", [["unnecessaryparens", 1.1]]],
