@@ -118,7 +118,15 @@ async function readAlpha(file: SafetensorsFile, key: string): Promise<number> {
 }
 
 const positive = z.number().positive();
-const patterns = z.record(z.string(), positive).nullish();
+const patterns = z
+  .record(z.string(), positive)
+  .nullish()
+  .transform((byPattern, { addIssue }) => {
+    const values = Object.entries(byPattern ?? {});
+    for (const [text] of values)
+      if (!patternOf(text)) addIssue(`pattern ${JSON.stringify(text)} is not read; write a simpler one`);
+    return values.map(([text, value]) => ({ text, pattern: patternOf(text)!, value }));
+  });
 const peftConfig = z.object({
   r: positive,
   lora_alpha: positive.nullish(),
@@ -151,12 +159,26 @@ function peftScaling({ path, metadata }: SafetensorsFile, config?: unknown) {
   return (network: LoraNetwork, module: string, rank?: number): number | undefined => {
     const found = all ?? byNetwork.get(network);
     if (!found) return undefined;
-    const of = (pattern: z.infer<typeof patterns>): number | undefined =>
-      Object.entries(pattern ?? {}).find(([name]) => module === name || module.endsWith(`.${name}`))?.[1];
+    const of = (values: z.infer<typeof patterns>): number | undefined =>
+      values.find(({ text, pattern }) => module === text || pattern.test(module))?.value;
     const alpha = of(found.alpha_pattern) ?? found.lora_alpha ?? found.alpha;
     const r = rank ?? of(found.rank_pattern) ?? found.r;
     return alpha ? alpha / (found.use_rslora ? Math.sqrt(r) : r) : undefined;
   };
+}
+
+/**
+ * What PEFT's `get_pattern_key` matches modules' names with: a regular expression for the end of a name, from a dot on.
+ * Undefined for those that might take for ever, and for what is none.
+ */
+function patternOf(text: string): RegExp | undefined {
+  const repeats = text.replace(/\\d[+*]/g, "").match(/[*+{]/g)?.length ?? 0;
+  if (repeats > 3 || /\)[*+{]/.test(text) || text.length > 200) return undefined;
+  try {
+    return new RegExp(`^(?:.*\\.)?(?:${text})$`);
+  } catch {
+    return undefined;
+  }
 }
 
 /** `{"unet.r": 4, …}` by network; nothing for what is not such. */

@@ -1,6 +1,6 @@
 /** @file Adapters of single pictures: what is read and compiled for them, and tags in prompts. */
 
-import { mkdirSync, symlinkSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, symlinkSync } from "node:fs";
 import { basename, join } from "node:path";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import {
@@ -248,6 +248,25 @@ describe("tags", () => {
 });
 
 describe("folders with an adapter", () => {
+  test("may name modules by PEFT's patterns", async () => {
+    cpSync(goldenPath("loras/dora"), at("peft"), { recursive: true });
+    await using sdxl = await SDXL.load(TINY, { threads: 1 });
+    const drawn = async (alpha_pattern: Record<string, number>) => {
+      const config = JSON.parse(readFileSync(goldenPath("loras/dora/adapter_config.json"), "utf8"));
+      put("peft/adapter_config.json", JSON.stringify({ ...config, alpha_pattern }));
+      return (await sdxl.textToImage("x", { ...QUICK, loras: { [at("peft")]: 1 } }))[0].data;
+    };
+    const expected = await drawn({ to_q: 40 });
+    for (const like of [String.raw`.*attn\d\.to_q`, "to_(q|never)"]) {
+      expect(await drawn({ [like]: 40, to_q: 1 }), like).toEqual(expected);
+    }
+    expect(apart(await drawn({ "^to_q": 40, o_q: 40 }), expected)).toBeGreaterThan(2);
+    for (const like of ["(a+)+", "(", ".*.*.*.*"])
+      await expect(drawn({ [like]: 1 })).rejects.toThrow(
+        `alpha_pattern: pattern ${JSON.stringify(like)} is not read; write a simpler one`,
+      );
+  });
+
   test("without its file are refused", async () => {
     mkdirSync(at("empty"));
     await expect(SDXL.load(TINY, { loras: { [at("empty")]: 1 } })).rejects.toThrow(
