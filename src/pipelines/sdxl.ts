@@ -30,10 +30,12 @@ import { type SizeConditioning, sizesIn, timeIds } from "./conditioning.ts";
 import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.ts";
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
+import type { Network } from "./layout.ts";
 import { LoraLibrary } from "./library.ts";
 import { addedStrengths, loraTags, promptLoras } from "./lora_tags.ts";
 import { checkMemory, type MemoryPlan, type MemoryPlanner, memoryPlanner, type PlanSize } from "./memory.ts";
 import { type LoadedPart, Networks } from "./networks.ts";
+import { checkOptions } from "./options.ts";
 import { GeneratedPicture } from "./picture.ts";
 import type { PrecisionOptions } from "./precision.ts";
 import { type LatentRgb, latentPicture, latentRgb } from "./preview.ts";
@@ -125,9 +127,6 @@ interface Guidance {
   guidance: number;
   rescale: number;
 }
-
-/** A network that is there whenever it is run. */
-type Network = ReturnType<Networks["use"]>;
 
 /** What pictures are made of: prompts without tags, the model with its adapters, and those that are new. */
 interface Wish {
@@ -242,8 +241,10 @@ export class SDXL implements AsyncDisposable {
     const [tokenizer] = this.parts.tokenizers;
     const room = `${tokenizer.capacity} tokens`;
     const limit = promptWeighting === "none" ? room : `${MOST_CHUNKS} chunks of ${room}`;
-    if (chunkPrompt(tokenizer, loraTags(prompt).text, promptWeighting).lost)
-      found.push(`the prompt has more than ${limit}; what follows them is not read`);
+    const texts = { prompt: loraTags(prompt).text, "negative prompt": guidance > 1 ? negativePrompt : "" };
+    for (const [name, text] of Object.entries(texts))
+      if (chunkPrompt(tokenizer, text, promptWeighting).lost)
+        found.push(`the ${name} has more than ${limit}; what follows them is not read`);
     if (negativePrompt && guidance <= 1)
       found.push(`a negative prompt has no effect at guidance ${guidance}; it needs more than 1`);
     return found;
@@ -462,6 +463,7 @@ export class SDXL implements AsyncDisposable {
 
   /** Reads the prompts' tags, and the adapters that they and the options ask for. */
   private async wish(prompt: string | readonly string[], options: GenerateOptions): Promise<Wish> {
+    checkOptions([prompt].flat(), options);
     const { prompts, loras: named } = await promptLoras([prompt].flat(), this.loraFolder);
     const found = await findLoras(addedStrengths(options.loras ?? {}, named));
     const loras = await Promise.all(found.map((lora) => this.library.load(lora)));

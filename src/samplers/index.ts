@@ -3,7 +3,14 @@ import type { Sampler } from "./sampler.ts";
 
 export * from "./all.ts";
 export { boundaryScalings } from "./lcm.ts";
-export { initialNoise, type NoiseOptions, type NoiseRule, noiseStream, seedOf } from "./noise.ts";
+export {
+  initialNoise,
+  NOISE_RULES,
+  type NoiseOptions,
+  type NoiseRule,
+  noiseStream,
+  seedOf,
+} from "./noise.ts";
 export { type Plan, SCHEDULES, type Schedule, scheduleTitle } from "./plan.ts";
 export {
   type Denoiser,

@@ -7,7 +7,8 @@ import { type FloatTensor, floats, Generator, sizeOf } from "../tensor/index.ts"
  * diffusers). "stream": one generator fills the whole batch (one generator in diffusers). "comfyui": the same, but
  * what samplers add comes from another one, with seed + 1.
  */
-export type NoiseRule = "per-image" | "stream" | "comfyui";
+export const NOISE_RULES = ["per-image", "stream", "comfyui"] as const;
+export type NoiseRule = (typeof NOISE_RULES)[number];
 
 export interface NoiseOptions {
   /** Of torch's CPU generator, 0 to 2⁶⁴ − 1. */
