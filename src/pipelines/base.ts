@@ -4,7 +4,12 @@ import { existsSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { repoOf } from "../hub/index.ts";
 import { type ClipTextConfig, clipTextConfig, type UNetConfig, unetConfig } from "../models/index.ts";
-import { type SchedulerConfig, schedulerConfig } from "../samplers/index.ts";
+import {
+  type SchedulerConfig,
+  schedulerConfig,
+  type UsualSampling,
+  usualSampling,
+} from "../samplers/index.ts";
 import { ClipTokenizer } from "../tokenizers/index.ts";
 import { quote } from "../weights/index.ts";
 import { type Autoencoder, autoencoderOf, renewed } from "./autoencoder.ts";
@@ -33,6 +38,8 @@ export interface BaseModel {
   unet: UNetConfig;
   vae: Autoencoder;
   scheduler: SchedulerConfig;
+  /** How its scheduler samples it. */
+  usualSampling: UsualSampling;
   /** Whether an empty prompt is zeros, or its encoding. */
   zeroEmptyPrompt: boolean;
   defaults: FolderDefaults;
@@ -67,6 +74,7 @@ export async function readFolder(folder: string): Promise<BaseModel> {
     await config("text_encoder_2", clipTextConfig),
   ] as const;
   const unet = await config("unet", unetConfig);
+  const scheduler = join(folder, "scheduler", "scheduler_config.json");
   if (unet.in_channels !== unet.out_channels)
     throw new Error(
       `${join(folder, "unet")} takes ${unet.in_channels} channels, as UNets for inpainting and edits do; ` +
@@ -79,7 +87,8 @@ export async function readFolder(folder: string): Promise<BaseModel> {
     tokenizers: [await tokenizerOf(folder, 0, text[0]), await tokenizerOf(folder, 1, text[1])],
     unet,
     vae: await autoencoderOf(join(folder, "vae")),
-    scheduler: await readConfig(join(folder, "scheduler", "scheduler_config.json"), schedulerConfig),
+    scheduler: await readConfig(scheduler, schedulerConfig),
+    usualSampling: await readConfig(scheduler, usualSampling),
     zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
     defaults: await about(file, () => folderDefaults(index.fewstep)),
     weights: async (network) => {

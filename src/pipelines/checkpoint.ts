@@ -6,7 +6,7 @@
 
 import { z } from "zod";
 import { clipTextConfig, type UNetConfig, unetConfig, type VaeConfig, vaeConfig } from "../models/index.ts";
-import { type SchedulerConfig, schedulerConfig } from "../samplers/index.ts";
+import { type SchedulerConfig, schedulerConfig, usualSampling } from "../samplers/index.ts";
 import { ClipTokenizer } from "../tokenizers/index.ts";
 import {
   clipTable,
@@ -127,6 +127,7 @@ export function parsedModel(config: ModelConfig) {
     vae: vaeConfig(config.vae),
     text: [clipTextConfig(config.text_encoder), clipTextConfig(config.text_encoder_2)] as const,
     scheduler: schedulerConfig(config.scheduler),
+    usualSampling: usualSampling(config.scheduler),
     tokenizers: [first, { ...first, ...changes }] as const,
     zeroEmptyPrompt: config.force_zeros_for_empty_prompt,
     defaults: { ...folderDefaults(config.defaults), lightning: undefined }, // a file brings no others along

@@ -9,6 +9,7 @@ import {
   type PredictionType,
   SAMPLERS,
   type Sampler,
+  type Schedule,
   type SchedulerConfig,
 } from "../samplers/index.ts";
 import { quote, SafetensorsFile, type WeightKind, weightKind } from "../weights/index.ts";
@@ -41,8 +42,8 @@ export type Loras = Readonly<Record<string, LoraStrength>>;
 /** A model as it is run: with another UNet perhaps, adapters on it, and the settings of all these. */
 export interface Components extends BaseModel {
   loras: readonly Lora[];
-  /** Used where nothing else is asked; spacing and prediction type are in `scheduler`. */
-  usual: { steps: number; guidance: number; sampler: Sampler };
+  /** Used where nothing else is asked; the prediction type is in `scheduler`. */
+  usual: { steps: number; guidance: number; sampler: Sampler; schedule: Schedule };
   /** Steps the weights were distilled for. */
   distilled?: number;
   /** Where options contradict what files say, one sentence each. */
@@ -156,8 +157,10 @@ export async function addLoras(parts: Components, loras: readonly Lora[]): Promi
 
 /** With the settings that the files of a model bring along. */
 function settled(parts: Omit<Components, "usual" | "distilled">): Components {
-  const { steps, guidance, sampler = "euler", spacing, predictionType } = parts.sampling ?? {};
+  const { steps, guidance, sampler, spacing, predictionType } = parts.sampling ?? {};
   const { defaults, scheduler } = parts;
+  // weights that say themselves how they are sampled are not those that the folder's scheduler is for
+  const usual = sampler || spacing ? { sampler: sampler ?? "euler" } : parts.usualSampling;
   return {
     ...parts,
     scheduler: {
@@ -168,7 +171,8 @@ function settled(parts: Omit<Components, "usual" | "distilled">): Components {
     usual: {
       steps: steps ?? defaults.steps,
       guidance: guidance ?? defaults.guidance,
-      sampler: SAMPLERS[sampler],
+      sampler: SAMPLERS[usual.sampler],
+      schedule: usual.schedule ?? spacing ?? scheduler.timestep_spacing,
     },
     distilled: steps,
   };

@@ -39,7 +39,7 @@ export function modelInfo(parts: Components): ModelInfo {
     sampleSize: parts.unet.sample_size ?? sampleSize / factor,
     vaeScaleFactor: factor,
     mostClipSkip: mostClipSkip(parts),
-    defaults: { ...parts.usual, schedule: parts.scheduler.timestep_spacing },
+    defaults: parts.usual,
     distilled: parts.distilled,
   };
 }

@@ -2,6 +2,7 @@ import * as all from "./all.ts";
 import type { Sampler } from "./sampler.ts";
 
 export * from "./all.ts";
+export { type UsualSampling, usualSampling } from "./diffusers.ts";
 export { boundaryScalings } from "./lcm.ts";
 export {
   initialNoise,

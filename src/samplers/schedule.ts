@@ -25,9 +25,16 @@ export type Spacing = SchedulerConfig["timestep_spacing"];
 
 /**
  * Reads scheduler_config.json with diffusers' defaults; fields that change nothing here are ignored.
- * @throws a sentence that names the field.
+ * @throws a sentence that names the field, and for models that were trained on no such schedule.
  */
 export function schedulerConfig(json: unknown): SchedulerConfig {
+  const { _class_name: name, trained_betas } = (json ?? {}) as Record<string, unknown>;
+  if (/^(EDM|FlowMatch)/.test(String(name)))
+    throw new Error(
+      `scheduler config: the class is ${name}; fewstep runs models trained on betas, not those of EDM or of flow matching`,
+    );
+  if (trained_betas != null)
+    throw new Error("scheduler config: trained_betas are given; fewstep takes beta_start and beta_end");
   const result = schema.safeParse(json);
   if (result.success) return result.data;
   const { path, message } = result.error.issues[0];

@@ -1,6 +1,6 @@
 /** @file Other UNets and adapters on a base model: the pictures they make, and the settings they bring. */
 
-import { cpSync, rmSync, symlinkSync } from "node:fs";
+import { cpSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { beforeAll, describe, expect, test } from "vitest";
 import { readComponents } from "../../src/pipelines/components.ts";
 import {
@@ -96,6 +96,45 @@ describe("a UNet file", () => {
     await using sdxl = await SDXL.load(TINY, { unet: at("sdxl_lightning_4step_unet.safetensors") });
     expect(sdxl.info.distilled).toBeUndefined();
     expect(sdxl.info.defaults).toMatchObject({ steps: 30, guidance: 5, schedule: "leading" });
+  });
+});
+
+describe("a folder's scheduler", () => {
+  /** The tiny model with another scheduler. */
+  function scheduled(config: Record<string, unknown>): string {
+    cpSync(TINY, at("base"), { recursive: true });
+    const own = JSON.parse(readFileSync(at("base/scheduler/scheduler_config.json"), "utf8"));
+    put("base/scheduler/scheduler_config.json", JSON.stringify({ ...own, ...config }));
+    return at("base");
+  }
+
+  test.each<[Record<string, unknown>, string, string]>([
+    [{}, "euler", "leading"],
+    [{ _class_name: "PNDMScheduler" }, "euler", "leading"],
+    [{ _class_name: "DDIMScheduler", timestep_spacing: "trailing" }, "ddim", "trailing"],
+    [{ _class_name: "EulerAncestralDiscreteScheduler" }, "euler_ancestral", "leading"],
+    [{ _class_name: "DPMSolverMultistepScheduler", use_karras_sigmas: true }, "dpmpp_2m", "karras"],
+    [
+      { _class_name: "DPMSolverMultistepScheduler", algorithm_type: "sde-dpmsolver++" },
+      "dpmpp_2m_sde",
+      "leading",
+    ],
+    [{ _class_name: "LCMScheduler" }, "lcm", "leading"],
+  ])("%o", async (config, sampler, schedule) => {
+    const { usual } = await readComponents(scheduled(config), {});
+    expect([usual.sampler.name, usual.schedule]).toEqual([sampler, schedule]);
+    const told = { steps: 2, spacing: "trailing" } as const;
+    await saveSafetensors(at("few.safetensors"), own, samplingMetadata(told));
+    const few = await readComponents(at("base"), { unet: at("few.safetensors") });
+    expect([few.usual.sampler.name, few.usual.schedule]).toEqual(["euler", "trailing"]);
+  });
+
+  test.each<[Record<string, unknown>, RegExp]>([
+    [{ _class_name: "EDMDPMSolverMultistepScheduler" }, /the class is EDMDPMSolver.*not those of EDM/],
+    [{ _class_name: "FlowMatchEulerDiscreteScheduler" }, /the class is FlowMatchEuler.*of flow matching$/],
+    [{ trained_betas: [0.1, 0.2] }, /trained_betas are given; fewstep takes beta_start and beta_end$/],
+  ])("%o is refused", async (config, message) => {
+    await expect(readComponents(scheduled(config), {})).rejects.toThrow(message);
   });
 });
 
