@@ -7,6 +7,7 @@
 import { z } from "zod";
 import { clipTextConfig, type UNetConfig, unetConfig, type VaeConfig, vaeConfig } from "../models/index.ts";
 import { type SchedulerConfig, schedulerConfig, usualSampling } from "../samplers/index.ts";
+import { floats, type HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer } from "../tokenizers/index.ts";
 import {
   clipTable,
@@ -153,20 +154,30 @@ export async function checkpointConfig(file: SafetensorsFile): Promise<ModelConf
       { cause },
     );
   });
-  const scheduler = { ...(config.scheduler as object), ...markedScheduler(file) };
+  const scheduler = { ...(config.scheduler as object), ...markedScheduler(file.entries) };
   return { ...config, scheduler };
 }
 
 /** What ComfyUI reads off empty tensors beside a UNet: that it predicts v, and on a schedule that ends in pure noise. */
-export function markedScheduler({ entries }: SafetensorsFile): Partial<SchedulerConfig> {
+export function markedScheduler(entries: ReadonlyMap<string, unknown>): Partial<SchedulerConfig> {
   if (!entries.has("v_pred")) return {};
   return { prediction_type: "v_prediction", ...(entries.has("ztsnr") && { rescale_betas_zero_snr: true }) };
+}
+
+/** The marks of a UNet that is sampled by a schedule, with their tensors. */
+export function marksOf({
+  prediction_type,
+  rescale_betas_zero_snr,
+}: SchedulerConfig): Map<string, HostTensor> {
+  if (prediction_type !== "v_prediction") return new Map();
+  const marks = rescale_betas_zero_snr ? ["v_pred", "ztsnr"] : ["v_pred"];
+  return new Map(marks.map((mark) => [mark, floats([0])]));
 }
 
 /** How a file with a UNet says that it wants to be sampled, in its metadata or by marks. */
 export function toldSampling(file: SafetensorsFile): SamplingSettings | undefined {
   const told = samplingSettings(file.metadata, file.path);
-  const { prediction_type: predictionType } = markedScheduler(file);
+  const { prediction_type: predictionType } = markedScheduler(file.entries);
   return predictionType ? { predictionType, ...told } : told;
 }
 
@@ -210,9 +221,10 @@ function parseConfig(text: string): ModelConfig {
   throw new Error(`${CONFIG}${path.length > 0 ? ` at ${quote(path.join("."))}` : ""}: ${message}`);
 }
 
-/** Tensors whose names start with a prefix, without it. */
+/** Tensors whose names start with a prefix, without it; marks are none. */
 export function below<T>(tensors: ReadonlyMap<string, T>, prefix: string): Map<string, T> {
-  const found = [...tensors].filter(([key]) => key.startsWith(prefix) && !UNUSED.test(key));
+  const isMeant = (key: string) => key.startsWith(prefix) && !UNUSED.test(key) && !MARKS.test(key);
+  const found = [...tensors].filter(([key]) => isMeant(key));
   return new Map(found.map(([key, t]) => [key.slice(prefix.length), t]));
 }
 

@@ -207,7 +207,7 @@ async function readUNet(
   await using file = await SafetensorsFile.open(path);
   const sampling = toldSampling(file);
   expectKind(file, "unet", "checkpoint");
-  return { source: await unetSource(file, base.unet), sampling, scheduler: markedScheduler(file) };
+  return { source: await unetSource(file, base.unet), sampling, scheduler: markedScheduler(file.entries) };
 }
 
 async function readVae(path: string, { unet, vae }: BaseModel): Promise<LoadedAutoencoder> {

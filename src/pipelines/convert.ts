@@ -10,6 +10,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { isDeepStrictEqual } from "node:util";
 import { atomically } from "../platform/index.ts";
+import { schedulerConfig } from "../samplers/index.ts";
 import { castTensor, type DType, floats, type HostTensor } from "../tensor/index.ts";
 import type { TokenizerFiles } from "../tokenizers/index.ts";
 import {
@@ -32,6 +33,8 @@ import {
   CONFIG,
   checkpointConfig,
   type ModelConfig,
+  markedScheduler,
+  marksOf,
   PREFIXES,
   parsedModel,
   sdxlConfig,
@@ -103,11 +106,19 @@ async function writeCheckpoint(
   const scale = tensorSource(floats([], [Math.log(100)]));
   const like = dtype ?? tensors.text_encoder_2.get("text_projection.weight")?.dtype ?? "float32";
   out.set(`${PREFIXES.text_encoder_2}logit_scale`, castSource(await readSource(scale), like));
+  const told = settings ?? (await unetSettings(folder)) ?? {};
+  const { prediction_type } = model.scheduler;
+  const marks = marksOf({ ...model.scheduler, prediction_type: told.predictionType ?? prediction_type });
+  for (const [key, t] of sourcesOf(marks)) out.set(key, t);
   const plain = await sdxlConfig(tensors, "diffusers").catch(() => undefined);
-  const isPlain = plain && isDeepStrictEqual(comparable(plain), comparable(config));
+  const marked = plain && {
+    ...plain,
+    scheduler: { ...(plain.scheduler as object), ...markedScheduler(marks) },
+  };
+  const isPlain = marked && isDeepStrictEqual(comparable(marked), comparable(config));
   await writeSafetensors(path, out, {
     format: "pt",
-    ...samplingMetadata(settings ?? (await unetSettings(folder)) ?? {}),
+    ...samplingMetadata(told),
     ...(isPlain ? {} : { [CONFIG]: JSON.stringify(config) }),
   });
 }
@@ -214,6 +225,8 @@ interface Found {
   tensors: ReadonlyMap<string, TensorEntry>;
   table: KeyTable;
   metadata: Readonly<Record<string, string>>;
+  /** Of a UNet. */
+  marks: Tensors;
 }
 
 /** A network of a file or folder. @param part undefined: what the file holds. */
@@ -223,7 +236,15 @@ async function findPart(from: string, part?: Part): Promise<Found & { part: Part
     const tensors = (await storedTensors(from, part)) as ReadonlyMap<string, TensorEntry>;
     const settings = part === "unet" ? await unetSettings(from) : undefined;
     const metadata = samplingMetadata(settings ?? {});
-    return { part, naming: "diffusers", tensors, table: tableOf(part, tensors, "diffusers"), metadata };
+    const marks = part === "unet" ? marksOf((await readFolder(from)).scheduler) : new Map();
+    return {
+      part,
+      naming: "diffusers",
+      tensors,
+      table: tableOf(part, tensors, "diffusers"),
+      metadata,
+      marks,
+    };
   }
   await using file = await SafetensorsFile.open(from);
   const kinds: WeightKind[] = part ? [part, "checkpoint"] : ["unet", "vae"];
@@ -232,14 +253,18 @@ async function findPart(from: string, part?: Part): Promise<Found & { part: Part
   const { metadata } = file;
   if (what === "unet") {
     const { naming, prefix } = unetNaming(file);
-    const tensors = prefix ? below(file.entries, prefix) : file.entries;
-    return { part: what, naming, tensors, table: tableOf(what, tensors, naming), metadata };
+    const tensors = below(file.entries, prefix);
+    const isWhole = kind === "checkpoint" && Object.hasOwn(metadata, CONFIG);
+    const told = isWhole ? (await checkpointConfig(file)).scheduler : markedScheduler(file.entries);
+    const marks = marksOf(schedulerConfig(told));
+    return { part: what, naming, tensors, table: tableOf(what, tensors, naming), metadata, marks };
   }
   const inside = below(file.entries, PREFIXES.vae);
   const tensors = inside.size > 0 ? inside : file.entries;
   const naming = tensors.has("decoder.up.0.block.0.conv1.weight") ? "checkpoint" : "diffusers";
   const current = naming === "diffusers" ? renewed(tensors) : tensors;
-  return { part: what, naming, tensors: current, table: tableOf(what, current, naming), metadata: {} };
+  const table = tableOf(what, current, naming);
+  return { part: what, naming, tensors: current, table, metadata: {}, marks: new Map() };
 }
 
 function tableOf(part: Part, tensors: ReadonlyMap<string, TensorEntry>, naming: Naming): KeyTable {
@@ -250,18 +275,20 @@ function tableOf(part: Part, tensors: ReadonlyMap<string, TensorEntry>, naming: 
 async function writePart(to: string, from: string, part?: Part): Promise<void> {
   const found = await findPart(from, part);
   const { naming, table, tensors } = found;
+  const marks = sourcesOf(found.marks);
   const kept = Object.entries(found.metadata).filter(([key]) => key.startsWith("fewstep.") && key !== CONFIG);
   const metadata = { format: "pt", ...Object.fromEntries(kept) };
   if (naming === "checkpoint") {
     const out = await table.read({ entries: tensors });
     const left = [...out.keys()].filter((key) => table.toTheirs(key) === undefined);
     if (left.length > 0) matchKeys(from, {}, Object.fromEntries(left.map((key) => [key, { shape: [] }])));
-    await writeSafetensors(to, sourcesOf(out), metadata);
+    await writeSafetensors(to, new Map([...sourcesOf(out), ...marks]), metadata);
     return;
   }
   // ComfyUI and others look for a UNet below the prefix of checkpoints, and for a VAE without one.
   const prefix = found.part === "unet" ? PREFIXES.unet : "";
-  await writeSafetensors(to, await about(from, () => table.write(sourcesOf(tensors), prefix)), metadata);
+  const named = await about(from, () => table.write(sourcesOf(tensors), prefix));
+  await writeSafetensors(to, new Map([...named, ...marks]), metadata);
 }
 
 function sourcesOf(tensors: Tensors): Map<string, TensorSource> {

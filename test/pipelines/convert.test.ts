@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
+import { readComponents } from "../../src/pipelines/components.ts";
 import { convertModel, readJson, SDXL, samplingMetadata, saveCheckpoint } from "../../src/pipelines/index.ts";
 import { castTensor, floats, type HostTensor } from "../../src/tensor/index.ts";
 import {
@@ -105,7 +106,22 @@ describe("a checkpoint of another program", () => {
     await writeSafetensors(at("v.safetensors"), tensors);
     await convertModel(at("v.safetensors"), at("folder"));
     const scheduler = await readJson(at("folder/scheduler/scheduler_config.json"));
-    expect(scheduler).toMatchObject({ prediction_type: "v_prediction", rescale_betas_zero_snr: true });
+    const marked = { prediction_type: "v_prediction", rescale_betas_zero_snr: true };
+    expect(scheduler).toMatchObject(marked);
+
+    await convertModel(at("folder"), at("back.safetensors"));
+    expect(await tensorsOf(at("back.safetensors"))).toEqual(await tensorsOf(at("v.safetensors")));
+    await convertModel(at("v.safetensors"), at("u1.safetensors"), { part: "unet" });
+    await convertModel(at("folder"), at("u2.safetensors"), { part: "unet" });
+    await convertModel(at("u1.safetensors"), at("u3.safetensors"));
+    await convertModel(at("u3.safetensors"), at("u4.safetensors"));
+    const other = { ...scheduler, prediction_type: "epsilon", rescale_betas_zero_snr: false };
+    put("folder/scheduler/scheduler_config.json", JSON.stringify(other));
+    for (const name of ["back", "u1", "u2", "u3", "u4"]) {
+      const { scheduler, sampling } = await readComponents(at("folder"), { unet: at(`${name}.safetensors`) });
+      expect(scheduler, name).toMatchObject(marked);
+      expect(sampling, name).toEqual({ predictionType: "v_prediction" });
+    }
   });
 
   test.each<[string, (n: Partial<Networks>) => void, RegExp]>([
