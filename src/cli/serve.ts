@@ -48,7 +48,7 @@ export function serveCommand(program: Command): void {
       wholeNumber(1, 64),
     )
     .option("--queue-limit <n>", "jobs that may wait", wholeNumber(0, 100_000), 64)
-    .option("--time-limit <seconds>", "of work on one job", numberFrom(0.1), 300)
+    .option("--time-limit <seconds>", "of work on one job", numberFrom(0.1, 2_147_483), 300)
     .option("--memory-limit <size>", 'weights loaded at a time, "4G" (default: half the memory)', parseBytes)
     .option("--rate-limit <n>", "requests of one address in a minute (default: any)", wholeNumber(1, 1e6))
     .option("--cors <origin>", "whose pages may use the server, https://example.org; repeatable", origins, [])
@@ -72,6 +72,7 @@ async function serve({ model, lora, loraDir, ...options }: ServeCommand): Promis
   if (options.token === undefined && !isLoopback(options.host))
     console.error(`fewstep: anyone who reaches ${options.host} may use this server; --token asks for one`);
   const signal = interruptSignal();
+  const interrupted = new Promise((resolve) => signal.addEventListener("abort", resolve));
   const server = await createServer({
     ...options,
     models: model.length > 0 ? named("--model", model) : undefined,
@@ -83,7 +84,7 @@ async function serve({ model, lora, loraDir, ...options }: ServeCommand): Promis
   try {
     if (!signal.aborted) {
       console.log(await server.listen().catch((error) => refuseAddress(error, options)));
-      await new Promise((resolve) => signal.addEventListener("abort", resolve));
+      await interrupted;
     }
   } finally {
     await server.close();

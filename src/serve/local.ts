@@ -29,10 +29,13 @@ export interface Studio {
   paint(request: PictureRequest, hooks: { stop: Stop; onStep(step: Step): void }): Promise<Made>;
 }
 
+/** Seconds; longer timers fire at once. */
+const LONGEST = 2_147_483;
+
 export interface LocalJobsOptions {
   /** Jobs that may wait. */
   queueLimit: number;
-  /** Seconds of work on one job. */
+  /** Seconds of work on one job; 24 days where it is more. */
   timeLimit: number;
   /** Ended jobs that are remembered, and the bytes that their pictures may take together. */
   history: { jobs: number; bytes: number };
@@ -164,7 +167,7 @@ export class LocalJobs implements Jobs {
 
   private async work(job: LocalJob): Promise<void> {
     const { timeLimit: most } = this.options;
-    const limit = Math.min(job.request.timeLimit ?? most, most);
+    const limit = Math.min(job.request.timeLimit ?? most, most, LONGEST);
     job.status = "running";
     job.startedAt = Date.now();
     job.position = undefined;

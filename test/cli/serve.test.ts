@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { parseBytes } from "../../src/cli/options.ts";
-import { expectRefusal, fewstep, type Result } from "./run.ts";
+import { expectRefusal, fewstep, type Result, run } from "./run.ts";
 
 const TINY = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
 
@@ -64,6 +64,21 @@ test("SIGTERM with jobs in hand: each is done or reported failed", async () => {
   }
 });
 
+test("SIGTERM while it begins to listen ends it", async () => {
+  const main = new URL("../../src/cli/main.ts", import.meta.url);
+  const code = `
+    import { Server } from "node:net";
+    const { listen } = Server.prototype;
+    Server.prototype.listen = function (...args) {
+      process.emit("SIGTERM");
+      return listen.apply(this, args);
+    };
+    process.argv = [process.execPath, "serve", "--model", ${JSON.stringify(TINY)}, "--port", "0"];
+    await import(${JSON.stringify(main)});`;
+  const result = await run(["--input-type=module", "--eval", code]);
+  expect(result).toMatchObject({ code: 0, stderr: "" });
+});
+
 test("bad options are refused", async () => {
   const taken = createServer().listen(0, "127.0.0.1");
   await once(taken, "listening");
@@ -80,6 +95,7 @@ test("bad options are refused", async () => {
   expectRefusal(await fewstep(["serve", "--runs", "nowhere"]), /nowhere: no such folder/);
   expectRefusal(await fewstep(["serve"], { env: { FEWSTEP_TOKEN: "" } }), /FEWSTEP_TOKEN.*Give letters/);
   expectRefusal(await fewstep(["serve", "--memory-limit", "much"]), /Give a size/);
+  expectRefusal(await fewstep(["serve", "--time-limit", "2200000"]), /Give a number from 0.1 to 2147483/);
 });
 
 test("sizes", () => {

@@ -1,6 +1,6 @@
 /** @file Jobs before a studio that does what the test says. */
 
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test, vi } from "vitest";
 import type { JobEvent, Made, PictureRequest } from "../../src/serve/jobs.ts";
 import { LocalJobs, type LocalJobsOptions, type Studio } from "../../src/serve/local.ts";
 import { WorkerDied } from "../../src/serve/pool.ts";
@@ -121,6 +121,15 @@ test("a job that works for too long fails", async () => {
     reason: "time_limit",
     message: "the job took more than 0.001 s, its time limit",
   });
+});
+
+test("a time limit beyond what timers take is no limit of a millisecond", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  onTestFinished(() => void vi.useRealTimers());
+  const { jobs } = setup({ timeLimit: Number.POSITIVE_INFINITY });
+  const { id } = await jobs.submit(request("a"));
+  vi.advanceTimersByTime(1e9);
+  expect(await jobs.get(id)).toMatchObject({ status: "running" });
 });
 
 test("a job whose worker dies is begun once more, before all others", async () => {
