@@ -2,7 +2,7 @@
 
 import { stat } from "node:fs/promises";
 import { rootScope } from "../nn/index.ts";
-import type { Sampler, Schedule } from "../samplers/index.ts";
+import { SAMPLERS, type Sampler, type Schedule, type SchedulerConfig } from "../samplers/index.ts";
 import { NETWORKS } from "./base.ts";
 import { type Components, readComponents } from "./components.ts";
 import { mostClipSkip } from "./encode.ts";
@@ -17,6 +17,8 @@ export interface ModelInfo {
   mostClipSkip: number;
   /** What pictures are made with where nothing else is asked. */
   defaults: { steps: number; guidance: number; sampler: Sampler; schedule: Schedule };
+  /** The noise that it was trained with. */
+  scheduler: SchedulerConfig;
   /** Steps that the weights were distilled for, as their file says; undefined for others. */
   distilled?: number;
 }
@@ -26,7 +28,7 @@ export interface ModelDescription extends ModelInfo {
   /** Step counts that the folder brings weights of their own along for, and the one that is usual. */
   fewSteps: { counts: readonly number[]; usual?: number };
   /** How the model's own UNet is used: without few-step weights, for other step counts. */
-  base: { steps: number; guidance: number; distilled: boolean };
+  base: { steps: number; guidance: number; sampler: Sampler; distilled: boolean };
   /** Of the files with its weights. */
   bytes: number;
   /** Whether its UNet is too small for many threads, so that several pictures at a time use a machine best. */
@@ -40,6 +42,7 @@ export function modelInfo(parts: Components): ModelInfo {
     vaeScaleFactor: factor,
     mostClipSkip: mostClipSkip(parts),
     defaults: parts.usual,
+    scheduler: parts.scheduler,
     distilled: parts.distilled,
   };
 }
@@ -50,7 +53,8 @@ export function modelInfo(parts: Components): ModelInfo {
  */
 export async function describeModel(path: string): Promise<ModelDescription> {
   const parts = await readComponents(path, {});
-  const { lightning } = parts.defaults;
+  const { lightning, steps, guidance } = parts.defaults;
+  const sampler = SAMPLERS[parts.usualSampling.sampler];
   const sources = await Promise.all(NETWORKS.map((network) => parts.weights(network)));
   const tensors = sources.flatMap((source) => [...source.tensors.values()]);
   const files = new Set(tensors.flatMap((t) => ("path" in t ? t.path : [])));
@@ -60,7 +64,7 @@ export async function describeModel(path: string): Promise<ModelDescription> {
     name: parts.name,
     fewSteps: { counts: Object.keys(lightning?.files ?? {}).map(Number), usual: lightning?.default },
     base: lightning
-      ? { steps: parts.defaults.steps, guidance: parts.defaults.guidance, distilled: false }
+      ? { steps, guidance, sampler, distilled: false }
       : { ...parts.usual, distilled: parts.distilled !== undefined },
     bytes: sizes.reduce((sum, size) => sum + size, 0),
     small: isSmall(GRAPHS.unet(parts, rootScope()), parts),

@@ -11,6 +11,7 @@ import {
   type SamplingSettings,
   samplingSettings,
 } from "../pipelines/index.ts";
+import { SAMPLERS } from "../samplers/index.ts";
 import { quote, SafetensorsFile, weightKind } from "../weights/index.ts";
 import type { PictureRequest } from "./jobs.ts";
 import type { LoadSpec, PictureTask } from "./protocol.ts";
@@ -102,7 +103,19 @@ export class Catalogue {
           param: "clip_skip",
         },
       );
-    this.task(request);
+    this.checkSteps(request, model);
+  }
+
+  /** By the sampler that will be used: the asked one, that of the adapters, or the model's. */
+  private checkSteps(request: PictureRequest, model: CatalogueModel): void {
+    const { load, loras = {} } = this.task(request);
+    const adapters = [...this.loras.values()];
+    const told: SamplingSettings = {};
+    for (const path of Object.keys(loras))
+      Object.assign(told, adapters.find((adapter) => adapter.path === path)?.sampling);
+    const sampler = SAMPLERS[request.sampler ?? told.sampler ?? model.base.sampler.name];
+    const steps = request.steps ?? told.steps ?? load.steps ?? model.base.steps;
+    refused("steps", () => sampler.plan(model.scheduler, steps));
   }
 
   /** What is loaded for a request and what is painted. @throws Refusal of adapters that are not here. */

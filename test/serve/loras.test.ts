@@ -1,13 +1,14 @@
 /** @file Adapters of a server: those of a folder by name, in requests and in prompts. */
 
-import { copyFileSync, mkdirSync, symlinkSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { expect, test } from "vitest";
+import { samplingMetadata } from "../../src/pipelines/index.ts";
 import type { Server } from "../../src/serve/index.ts";
 import { saveLora, saveSafetensors } from "../../src/weights/index.ts";
 import { at, put } from "../data/temporary.ts";
 import { goldenPath } from "../parity/golden.ts";
 import { randomLora, unetTensors } from "../pipelines/tiny.ts";
-import { ended, endless, post, tinyServer } from "./tiny.ts";
+import { ended, endless, post, TINY, tinyServer } from "./tiny.ts";
 
 const KOHYA = goldenPath("loras/kohya.safetensors");
 
@@ -65,6 +66,27 @@ test.each<[string, object[], string]>([
   const answer = await post(server, "/api/jobs", { prompt, loras });
   expect(answer.json().error.message).toContain(message);
   expect(answer.statusCode).toBe(400);
+});
+
+test("step counts that the sampler does not take are refused: of an adapter, of the model's training", async () => {
+  const metadata = samplingMetadata({ steps: 4, sampler: "lcm" });
+  await saveLora(at("lcm.safetensors"), randomLora(await unetTensors()), { metadata });
+  cpSync(TINY, at("short"), { recursive: true });
+  const scheduler = at("short/scheduler/scheduler_config.json");
+  const config = { ...JSON.parse(readFileSync(scheduler, "utf8")), num_train_timesteps: 500 };
+  writeFileSync(scheduler, JSON.stringify(config));
+  const models = { tiny: TINY, short: at("short") };
+  const server = await tinyServer({ start: endless, models, loras: { lcm: at("lcm.safetensors") } });
+  for (const [body, range] of [
+    [{ prompt: "x <lora:lcm>", steps: 60 }, "the LCM and TCD samplers take a whole number from 1 to 50"],
+    [{ prompt: "x", steps: 600, model: "short" }, "give a whole number from 1 to 500"],
+  ] as const) {
+    const answer = await post(server, "/v1/images/generations", body);
+    expect(answer.statusCode).toBe(400);
+    expect(answer.json().error).toMatchObject({ message: expect.stringContaining(range), param: "steps" });
+  }
+  for (const body of [{ prompt: "x <lora:lcm>" }, { prompt: "x", steps: 60 }])
+    expect((await post(server, "/api/jobs", body)).statusCode).toBe(202);
 });
 
 test("without any the tag is refused as well", async () => {

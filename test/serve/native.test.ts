@@ -5,15 +5,31 @@ import { readPng } from "../../src/platform/index.ts";
 import { saveLora } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
 import { randomLora, unetTensors } from "../pipelines/tiny.ts";
-import { ended, endless, living, mortal, post, TINY, tinyServer, until } from "./tiny.ts";
+import { ended, endless, living, mortal, post, type Start, TINY, tinyServer, until } from "./tiny.ts";
 
 /** Names and data of server-sent events. */
 function eventsOf(body: string): [string, Record<string, unknown>][] {
   return [...body.matchAll(/event: (.*)\ndata: (.*)\n\n/g)].map(([, name, data]) => [name, JSON.parse(data)]);
 }
 
+/** Starts workers that get their requests when they are released. */
+function held(): { start: Start; release(): void } {
+  const waiting: (() => void)[] = [];
+  const start: Start = (setup) => {
+    const worker = living(setup);
+    const post = worker.postMessage.bind(worker);
+    worker.postMessage = (task) => (task.request ? waiting.push(() => post(task)) : post(task));
+    return worker;
+  };
+  const release = (): void => {
+    for (const post of waiting.splice(0)) post();
+  };
+  return { start, release };
+}
+
 test("a job from request to picture", async () => {
-  const server = await tinyServer();
+  const { start, release } = held();
+  const server = await tinyServer({ start });
   const body = { prompt: "a red lighthouse", steps: 4, seed: "18446744073709551615", n: 2, previews: 1 };
   const asked = await post(server, "/api/jobs", body);
   expect(asked.statusCode).toBe(202);
@@ -21,8 +37,13 @@ test("a job from request to picture", async () => {
   expect(status).toBe("running");
   expect(asked.headers.location).toBe(`/api/jobs/${id}`);
 
-  const { body: stream } = await server.app.inject(`/api/jobs/${id}/events`);
-  const events = eventsOf(stream);
+  const answer = await server.app.inject({ url: `/api/jobs/${id}/events`, payloadAsStream: true });
+  let told = "";
+  for await (const part of answer.stream()) {
+    told += part;
+    if (told.includes("event: started")) release(); // whoever follows later hears of the last step only
+  }
+  const events = eventsOf(told);
   expect(events.map(([name]) => name)).toEqual([
     "started",
     "progress",
@@ -209,6 +230,8 @@ test.each<[object | string, number, string]>([
   [{ prompt: "x", loras: [{ name: 1 }] }, 400, "loras.0.name is 1: expected string"],
   [{ prompt: "x", loras: [{ name: "../ink" }] }, 400, 'there is no LoRA "../ink"; there are none'],
   [{ prompt: "x", sampler: "eular" }, 400, 'sampler is "eular"'],
+  [{ prompt: "x", sampler: "lcm", steps: 60 }, 400, "steps is 60; the LCM and TCD samplers take"],
+  [{ prompt: "x", sampler: "uni_pc", steps: 1000 }, 400, "steps is 1000; multistep samplers take"],
   [{ prompt: "x", prompt_weighting: "compel" }, 400, 'prompt_weighting is "compel"'],
   [{ prompt: "x", original_size: [64] }, 400, "original_size"],
   [{ prompt: "x", model: "../tiny-sdxl" }, 404, 'there is no model "../tiny-sdxl"; there are tiny'],

@@ -50,6 +50,22 @@ test("pictures by URL, in other formats", async () => {
   expect(await sharp(await answer.arrayBuffer()).metadata()).toMatchObject({ format: "webp", width: 64 });
 });
 
+test.each([
+  ["jpeg", 30],
+  ["webp", 0],
+  ["jpeg", undefined],
+] as const)("a URL gives the same %s as base64 does, output_compression %s", async (format, quality) => {
+  const server = await tinyServer();
+  const body = { prompt: "x", steps: 1, seed: 1, output_format: format, output_compression: quality };
+  const asked = async (response_format: string) =>
+    (await post(server, "/v1/images/generations", { ...body, response_format })).json().data[0];
+  const { pathname, search } = new URL((await asked("url")).url);
+  const { rawPayload } = await server.app.inject(pathname + search);
+  expect(rawPayload.equals(bytes((await asked("b64_json")).b64_json))).toBe(true);
+  const plain = await server.app.inject(pathname);
+  expect(plain.rawPayload.equals(rawPayload)).toBe(quality === undefined);
+});
+
 test("a stream with partial images", async () => {
   const openai = await client();
   const stream = await openai.images.generate({

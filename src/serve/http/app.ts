@@ -71,7 +71,8 @@ export async function buildApp(
     if (socket instanceof Socket) socket.setTimeout(STUCK); // not one of `inject`
   });
   const exposedHeaders = ["x-request-id", "retry-after", "location"];
-  await app.register(cors, { origin: [...origins], exposedHeaders });
+  const methods = ["GET", "HEAD", "POST", "DELETE"];
+  await app.register(cors, { origin: [...origins], methods, exposedHeaders });
   if (most !== undefined) await app.register(rateLimit, requestsInAMinute(most));
 
   await describe(app, token);

@@ -8,7 +8,7 @@ import { type Job, type JobEvent, madeBy, type PictureRequest } from "../jobs.ts
 import { Refusal } from "../refusal.ts";
 import type { Backend } from "./backend.ts";
 import { camelCased, snakeCased } from "./names.ts";
-import { encode, encodeBase64, jsonSeed, pictureUrl, seedFrom } from "./pictures.ts";
+import { encode, encodeBase64, jsonSeed, pictureUrl, QUALITY, seedFrom } from "./pictures.ts";
 import { errorBody, jobRequest, job as jobSchema, lora, model } from "./schemas.ts";
 import { clientGone, type ServerEvent, sendEvents } from "./stream.ts";
 
@@ -126,7 +126,7 @@ export function pictureFiles({ jobs }: Backend): FastifyPluginAsyncZod {
           summary: "A picture as a file: 0.png, 0.jpeg or 0.webp, and so on",
           security: [],
           params: z.object({ id: z.string(), file: z.string() }),
-          querystring: z.object({ quality: z.coerce.number().int().min(1).max(100).default(90) }),
+          querystring: z.object({ quality: z.coerce.number().int().min(0).max(100).default(QUALITY) }),
           response: { 200: pictureFile, ...errors },
         },
       },

@@ -6,7 +6,7 @@ import { z } from "zod";
 import { type Job, type Jobs, type Made, madeBy, type PictureRequest } from "../jobs.ts";
 import { Refusal } from "../refusal.ts";
 import type { Backend } from "./backend.ts";
-import { encodeBase64, type Format, jsonSeed, pictureUrl, seedFrom } from "./pictures.ts";
+import { encodeBase64, type Format, jsonSeed, pictureUrl, QUALITY, seedFrom } from "./pictures.ts";
 import { errorBody, imagesRequest, imagesResponse, openaiModel } from "./schemas.ts";
 import { clientGone, type ServerEvent, sendEvents } from "./stream.ts";
 
@@ -142,11 +142,10 @@ const NO_USAGE = {
 };
 
 function dataOf(request: FastifyRequest, job: Job, made: Made, body: ImagesRequest) {
-  const [format] = formatOf(body);
   return Promise.all(
     made.pictures.map(async (picture, i) => ({
       ...(body.response_format === "url"
-        ? { url: pictureUrl(request, job.id, i, format) }
+        ? { url: pictureUrl(request, job.id, i, ...formatOf(body)) }
         : { b64_json: await encodeBase64(picture, ...formatOf(body)) }),
       seed: jsonSeed(picture.seed),
     })),
@@ -154,7 +153,7 @@ function dataOf(request: FastifyRequest, job: Job, made: Made, body: ImagesReque
 }
 
 function formatOf({ output_format, output_compression }: ImagesRequest): [Format, number] {
-  return [output_format ?? "png", output_compression ?? 100];
+  return [output_format ?? "png", output_compression ?? QUALITY];
 }
 
 function common(body: ImagesRequest) {

@@ -6,11 +6,14 @@ import { encodeLossy, encodePng, type Picture } from "../../platform/index.ts";
 
 export type Format = "png" | "jpeg" | "webp";
 
+/** Of JPEG and WebP, 0 to 100, where none is asked for. */
+export const QUALITY = 100;
+
 /** A file of the picture; PNG keeps the settings. @param quality of JPEG and WebP, 0 to 100 */
 export function encode(
   picture: Picture | GeneratedPicture,
   format: Format,
-  quality = 100,
+  quality = QUALITY,
 ): Promise<Uint8Array> {
   if (format !== "png") return encodeLossy(picture, format, Math.max(1, quality));
   return "png" in picture ? picture.png() : encodePng(picture);
@@ -20,14 +23,16 @@ export async function encodeBase64(picture: Picture, format: Format, quality?: n
   return Buffer.from(await encode(picture, format, quality)).toString("base64");
 }
 
-/** Where picture i of a job is fetched. */
+/** Where picture i of a job is fetched. @param quality of JPEG and WebP, 0 to 100 */
 export function pictureUrl(
   { protocol, host }: FastifyRequest,
   id: string,
   i: number,
   format: Format = "png",
+  quality = QUALITY,
 ): string {
-  return `${protocol}://${host}/api/jobs/${id}/pictures/${i}.${format}`;
+  const query = format === "png" ? "" : `?quality=${quality}`;
+  return `${protocol}://${host}/api/jobs/${id}/pictures/${i}.${format}${query}`;
 }
 
 /** JSON has no numbers beyond 2^53. */

@@ -98,7 +98,7 @@ export const imagesRequest = z
       .nullish(),
     response_format: z.enum(["b64_json", "url"]).nullish(),
     output_format: z.enum(["png", "jpeg", "webp"]).nullish(),
-    output_compression: z.int().min(0).max(100).nullish().describe("Quality of JPEG and WebP."),
+    output_compression: z.int().min(0).max(100).nullish().describe("Quality of JPEG and WebP. Default: 100."),
     stream: z.boolean().nullish(),
     partial_images: z.int().min(0).max(3).nullish(),
     background: z.enum(["opaque", "auto"], 'pictures are opaque; give "opaque" or "auto"').nullish(),
