@@ -26,27 +26,40 @@ import { Compare } from "./views/compare.tsx";
 import { Draw } from "./views/draw.tsx";
 import { Gallery } from "./views/gallery.tsx";
 
+/** Milliseconds after which is asked again what the server refused to say. */
+const AGAIN_MS = 5000;
+
 export function App() {
   const [offers, setOffers] = useState<Offers>();
   const [error, setError] = useState<string>();
   useEffect(() => {
     let leave = new AbortController();
-    const load = (): void => {
+    let again: ReturnType<typeof setTimeout>;
+    const load = async (): Promise<void> => {
       leave.abort();
+      clearTimeout(again);
       leave = new AbortController();
       const { signal } = leave;
-      loadOffers(signal).then(setOffers, (why: Error) => signal.aborted || setError(why.message));
+      try {
+        setOffers(await loadOffers(signal));
+        setError(undefined);
+      } catch (why) {
+        if (signal.aborted) return;
+        setError((why as Error).message);
+        again = setTimeout(load, AGAIN_MS);
+      }
     };
     let before = server.standing.get().is;
     const end = server.standing.subscribe(() => {
       const { is } = server.standing.get();
-      if (before === "lost" && is === "ready") load(); // it may offer something else now
+      if (before === "lost" && is === "ready") void load(); // it may offer something else now
       before = is;
     });
-    load();
+    void load();
     return () => {
       end();
       leave.abort();
+      clearTimeout(again);
     };
   }, []);
   return (

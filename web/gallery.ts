@@ -27,22 +27,31 @@ const MOST = 500;
 
 class Gallery {
   readonly pictures = new Store<readonly Kept[]>([]);
-  /** Why pictures are not kept, where the browser forbids it. */
+  /** Why pictures are not kept, where the browser forbids it or has no room. */
   readonly trouble = new Store<string | undefined>(undefined);
   private readonly db: Promise<IDBPDatabase<Schema> | undefined> = this.open();
 
   async add(added: readonly Omit<Row, "id">[]): Promise<void> {
-    const db = await this.db;
     const kept: Kept[] = [];
     for (const [i, row] of added.entries()) {
-      const id = (await db?.add("pictures", row)) ?? -Date.now() - i;
+      const id = (await this.store(row)) ?? -Date.now() - i;
       kept.unshift({ ...row, id, url: URL.createObjectURL(row.file) });
     }
     const all = [...kept, ...this.pictures.get()];
     this.pictures.set(all.slice(0, MOST));
     for (const { id, url } of all.slice(MOST)) {
       URL.revokeObjectURL(url);
-      await db?.delete("pictures", id);
+      await (await this.db)?.delete("pictures", id).catch(() => {}); // a closed database has stored nothing either
+    }
+  }
+
+  /** Gives the number of a picture; undefined when it is not stored. */
+  private async store(row: Row): Promise<number | undefined> {
+    try {
+      return await (await this.db)?.add("pictures", row);
+    } catch {
+      this.trouble.set("This browser did not keep all of these pictures: download those that are to stay.");
+      return undefined;
     }
   }
 
@@ -53,7 +62,9 @@ class Gallery {
 
   async clear(): Promise<void> {
     this.pictures.set([]);
-    await (await this.db)?.clear("pictures");
+    const db = await this.db;
+    await db?.clear("pictures");
+    if (db) this.trouble.set(undefined);
   }
 
   private async open(): Promise<IDBPDatabase<Schema> | undefined> {

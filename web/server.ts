@@ -54,8 +54,17 @@ class Server {
     }
   }
 
-  async json<T>(path: string, init?: RequestInit): Promise<T> {
-    return (await this.request(path, init)).json() as Promise<T>;
+  async json<T>(path: string, init: RequestInit = {}): Promise<T> {
+    for (;;) {
+      const answer = await this.request(path, init);
+      try {
+        return await answer.json();
+      } catch (error) {
+        init.signal?.throwIfAborted();
+        if (error instanceof SyntaxError) throw new Refused("the server's answer is not JSON");
+        await this.until({ is: "lost" }, init.signal); // it broke off
+      }
+    }
   }
 
   /** Has pictures made; aborting cancels the job. @throws Refused, or what `signal` aborts with. */

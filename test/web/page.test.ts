@@ -262,6 +262,18 @@ describe.skipIf(CHROMIUM === undefined)("the page", { timeout: 4 * PATIENCE }, (
     expectComplaints(/429/);
   });
 
+  test("models that the server does not tell at first are asked for again", async () => {
+    const page = await opened();
+    const error = { message: "wait a little" };
+    await page.route("**/api/models", (route) => route.fulfill({ status: 429, json: { error } }));
+    await page.reload();
+    await page.getByRole("alert").getByText(error.message).waitFor();
+    await page.unroute("**/api/models");
+    await prompt(page).waitFor();
+    expect(await page.getByRole("alert").count()).toBe(0);
+    expectComplaints(/429/);
+  });
+
   test("a training run is followed while it goes on", async () => {
     const run = join(folder, "runs/lightning/8-4/1-conditional");
     mkdirSync(run, { recursive: true });

@@ -2,6 +2,7 @@
 
 import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { samplingMetadata } from "../../src/pipelines/index.ts";
 import { createServer, type ServeOptions, type Server } from "../../src/serve/index.ts";
 import { saveSafetensors } from "../../src/weights/index.ts";
@@ -41,7 +42,18 @@ export async function served(
     port: 0,
     ...options,
   });
-  return { server, url: await server.listen() };
+  return { server, url: await listening(server) };
+}
+
+/** Waits for a port that someone else has for a moment. */
+async function listening(server: Server): Promise<string> {
+  for (;;)
+    try {
+      return await server.listen();
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EADDRINUSE") throw error;
+      await setTimeout(100);
+    }
 }
 
 /** A worker that shows a preview at its seventh step, and goes no further. */
