@@ -239,7 +239,8 @@ async function unetTask(recipe: RecipeOf<"unet">, options: TrainOptions): Promis
     alphasCumprod: alphasCumprod(schedulerConfig(SDXL_SCHEDULER)),
     preview: async (weights, step) => {
       await saveNetworks(weights);
-      await atomicWrite(join(out, `samples-${step}.png`), await sampleGrid(model, recipe.prompts));
+      if (recipe.prompts.length > 0)
+        await atomicWrite(join(out, `samples-${step}.png`), await sampleGrid(model, recipe.prompts));
     },
   });
   const needed = job.passes.flatMap((pass) => trainedBy(pass));
@@ -281,7 +282,11 @@ async function saveParts(recipe: RecipeOf<"unet">, model: string): Promise<void>
   const ownJudge = join(text, JUDGE);
   const judge = recipe.judge ?? (existsSync(ownJudge) ? ownJudge : text);
   for (const part of ["tokenizer", "tokenizer_2"]) await copyTokenizer(join(text, part), join(model, part));
-  for (const part of TEXT_ENCODERS) await copyComponent(join(text, part), join(model, part), dtype);
+  const goesOn = recipe.trainTextEncoders && existsSync(join(recipe.out, "checkpoint.safetensors"));
+  for (const part of TEXT_ENCODERS) {
+    if (goesOn && existsSync(join(model, part, "model.safetensors"))) continue; // trained already
+    await copyComponent(join(text, part), join(model, part), dtype);
+  }
   await copyTokenizer(join(judge, "tokenizer_2"), join(model, JUDGE, "tokenizer_2"));
   for (const part of ["text_encoder_2", "image_encoder"])
     await copyComponent(join(judge, part), join(model, JUDGE, part), dtype);

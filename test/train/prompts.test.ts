@@ -91,6 +91,7 @@ describe("a run that trains them", () => {
       emaDecay: 0,
       dropPrompt: 0,
       sampleEvery: 0,
+      prompts: [],
     });
     for await (const _ of train(recipe, { replicas: 1 }));
     const model = at("run/model");
@@ -114,10 +115,18 @@ describe("a run that trains them", () => {
     await using sdxl = await SDXL.load(model);
     expect(await sdxl.textToImage("a red apple", { steps: 1, width: 32, height: 32 })).toHaveLength(1);
 
+    // A run that goes on leaves what it has trained until it writes its own.
+    cpSync(model, at("finished"), { recursive: true });
+    const longer = train({ ...recipe, steps: 4 }, { replicas: 1 });
+    await longer.next();
+    await longer.return();
+    for (const part of ["text_encoder", "text_encoder_2"])
+      expect(await changed(at("finished", part), join(model, part))).toEqual([]);
+
     // The judge stays the same through a chain of runs.
     cpSync(model, at("first"), { recursive: true });
     const next = { ...recipe, out: at("next"), text: at("first"), start: at("first/unet"), steps: 1 };
-    for await (const _ of train(next, { replicas: 1 }));
+    for await (const _ of train({ ...next, sampleEvery: 1 }, { replicas: 1 }));
     expect(await changed(join(at("judge"), "image_encoder"), at("next/model/judge/image_encoder"))).toEqual(
       [],
     );
