@@ -36,6 +36,7 @@ import {
   type Progress,
   replicasFor,
   unetLoss,
+  type Watch,
 } from "../train/index.ts";
 import { loadSafetensors, matchKeys, SafetensorsFile, saveLora, saveSafetensors } from "../weights/index.ts";
 import { DISCRIMINATOR } from "./lightning.ts";
@@ -228,17 +229,14 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
     replicas,
     fingerprint,
     signal: options.signal,
+    watch: divergence(recipe.patience, phase.steps, folder),
   };
   const training = fit(await jobOf(context, run), fitOptions);
-  const watch = divergence(recipe.patience, folder);
   let step = await training.next();
   try {
-    for (; !step.done; step = await training.next()) {
-      watch(step.value);
-      yield step.value;
-    }
+    for (; !step.done; step = await training.next()) yield step.value;
   } finally {
-    if (!step.done) await training.return({}); // diverged, or nobody listens any more: the replicas end
+    if (!step.done) await training.return({}); // nobody listens any more: the replicas end
   }
   if (options.signal?.aborted) return;
   const checkpoint = join(folder, "checkpoint.safetensors");
@@ -315,21 +313,28 @@ async function jobOf(context: Context, run: PhaseRun) {
     await atomicWrite(join(folder, `samples-${step}.png`), await sampleGrid(recipe, file, kind));
     await rm(file);
   };
-  return { ...job, preview };
+  return recipe.prompts.length > 0 ? { ...job, preview } : job;
 }
 
-/** @throws when D has told all real latents from all generated ones for `patience` steps. */
-export function divergence(patience: number, folder: string): (progress: Progress) => void {
-  let pinned = 0;
-  return ({ step, metrics }) => {
+/** Less than this share of the latents is not all; means over micro-batches round. */
+const ALL = 1 - 1e-6;
+
+/**
+ * Counts the steps in which D has told all real latents from all generated ones.
+ * @throws when they are `patience` in a row, or half of the phase's `steps` if that is less.
+ */
+export function divergence(patience: number, steps: number, folder: string): Watch {
+  const most = Math.min(patience, Math.floor(steps / 2));
+  return (step, metrics, before) => {
     const { discriminator_accuracy_real: real = 0, discriminator_accuracy_fake: fake = 0 } = metrics;
-    pinned = real === 1 && fake === 1 ? pinned + 1 : 0;
-    if (patience > 0 && pinned >= patience)
+    const pinned = Math.min(real, fake) > ALL ? before + 1 : 0;
+    if (most > 0 && pinned >= most)
       throw new Error(
-        `${folder}: at step ${step} the discriminator has been right about everything for ${patience} steps, and the ` +
-          "student learns no more; the last checkpoint stays there. Lower the learning rate, train the stage before " +
-          "longer, or raise patience",
+        `${folder}: at step ${step} the discriminator has been right about everything for ${pinned} steps, and the ` +
+          "student learns no more; delete this folder and lower the learning rate, train the stage before longer in a " +
+          "new output folder, or set patience to 0 to go on all the same",
       );
+    return pinned;
   };
 }
 
@@ -421,7 +426,9 @@ async function publish(context: Context, stage: Stage, student: Student, withLor
   const suffix = student.prediction === "sample" ? "_x0" : "";
   const path = (kind: string) => join(recipe.out, `${recipe.name}_${stage.to}step${kind}.safetensors`);
   const file = path(`_unet${suffix}`);
-  const origin = { "fewstep.recipe": phaseFingerprint(context, { stage, phase: last }) };
+  // A network's fingerprint leaves out the LoRA phases beside it, but their file is written here as well.
+  const made = stage.phases.map((phase) => phaseFingerprint(context, { stage, phase }));
+  const origin = { "fewstep.recipe": hashOf([...made, recipe.dtype]) };
   if (existsSync(file)) {
     await using published = await SafetensorsFile.open(file);
     if (published.metadata["fewstep.recipe"] === origin["fewstep.recipe"]) return;

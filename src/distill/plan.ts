@@ -7,7 +7,7 @@ import { clipTextConfig, unetConfig, vaeConfig, vaeScaleFactor } from "../models
 import { readConfig } from "../pipelines/index.ts";
 import { compile } from "../runtime/index.ts";
 import { sizeOf } from "../tensor/index.ts";
-import { optimizerOf, type Pass, passGraph, replicasFor, trainedBy } from "../train/index.ts";
+import { optimizerOf, type Pass, passGraph, replicasFor, sideStep, trainedBy } from "../train/index.ts";
 import { phaseTitle } from "./distill.ts";
 import { DISCRIMINATOR, ENCODER, type Setting } from "./lightning.ts";
 import { passesOf, phaseSetting } from "./phase.ts";
@@ -46,7 +46,10 @@ export interface DistillPlan {
 /** What training steps of small and large networks reach of a MatMul's speed, about (`npm run bench engine`). */
 const EFFICIENCY = 0.6;
 
-/** Reads the configs, builds the graphs of every phase and counts; trains nothing. */
+/**
+ * Reads the configs, builds the graphs of every phase and counts; trains nothing.
+ * @throws a sentence when configs are missing or the data's size does not fit.
+ */
 export async function planDistillation(
   recipe: DistillRecipe,
   { replicas = availableParallelism() }: { replicas?: number } = {},
@@ -54,6 +57,7 @@ export async function planDistillation(
   const { teacher, data, stages } = recipe;
   const config = await readConfig(join(teacher, "unet", "config.json"), unetConfig);
   const vae = await readConfig(join(teacher, "vae", "config.json"), vaeConfig);
+  sideStep(recipe, vae, config); // throws where the pictures do not fit
   const text = await readConfig(join(teacher, "text_encoder_2", "config.json"), clipTextConfig);
   const side = data.kind === "pictures" ? data.size / vaeScaleFactor(vae) : (config.sample_size ?? 128);
   const gflops = await matmulSpeed();

@@ -119,6 +119,11 @@ export function parseDistillRecipe(json: unknown, name = "recipe"): DistillRecip
   return recipe;
 }
 
+/** Whether the student learns to take a whole number of the stage's teacher's steps in one. */
+function matchesSteps({ objective, teacher }: Phase, from: number): boolean {
+  return objective !== "lcm" && objective !== "convert" && (teacher ?? from) === from;
+}
+
 /** Fields of a phase that mean something to a discriminator only. */
 const ADVERSARIAL_FIELDS = ["renoise", "discriminatorRate", "discriminatorAlone"] as const;
 
@@ -129,8 +134,9 @@ function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undef
     const { from, to, phases } = stage;
     const at = `stages.${i}`;
     const earlier = stages.slice(0, i).map((s) => s.to);
+    const uneven = from % to !== 0 || from <= to;
     const consistency = phases.some((p) => p.objective === "lcm"); // whose student may take any number of steps
-    if (!consistency && (from % to !== 0 || from <= to))
+    if (uneven && (!consistency || phases.some((p) => matchesSteps(p, from))))
       return `${at} goes from ${from} to ${to} steps; the first must be a multiple of the second`;
     if (i > 0 && from !== earlier[i - 1])
       return `${at}.from is ${from}; the stage before ends at ${earlier[i - 1]}`;

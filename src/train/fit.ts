@@ -41,11 +41,18 @@ export interface FitOptions {
   logEvery: number;
   /** Steps between previews; 0 for none. */
   sampleEvery: number;
+  watch?: Watch;
   /** What the run is; a checkpoint made with another is refused. */
   fingerprint: string;
   /** Saves a checkpoint and stops. */
   signal?: AbortSignal;
 }
+
+/**
+ * Looks at every step before it is saved, given what it returned for the step before, which checkpoints keep; 0 at first.
+ * Throws to stop the run.
+ */
+export type Watch = (step: number, metrics: Readonly<Record<string, number>>, before: number) => number;
 
 export interface Progress {
   step: number;
@@ -72,6 +79,7 @@ export async function* fit(
   const file = join(out, "checkpoint.safetensors");
   removeAbandoned(file);
   let step = 0;
+  let watched = 0;
   if (existsSync(file)) {
     const { tensors, metadata } = await loadSafetensors(file);
     if (metadata.fingerprint !== options.fingerprint)
@@ -80,6 +88,7 @@ export async function* fit(
       );
     await trainer.load(tensors);
     step = Number(metadata.step);
+    watched = Number(metadata.watched ?? 0);
   } else await trainer.load(initialWeights(job, options.seed));
   const logs = new Logs(out, step);
 
@@ -100,7 +109,7 @@ export async function* fit(
   let saved = step;
   let savedAt = Date.now();
   const save = async () => {
-    const metadata = { step: String(step), fingerprint: options.fingerprint };
+    const metadata = { step: String(step), watched: String(watched), fingerprint: options.fingerprint };
     await saveSafetensors(file, await trainer.save(), metadata);
     saved = step;
     savedAt = Date.now();
@@ -124,9 +133,12 @@ export async function* fit(
     if (diverged.length > 0)
       throw new Error(
         `training diverged at step ${step}: ${diverged.map(([k, v]) => `${k} ${v}`).join(", ")}; ${
-          existsSync(file) ? `the last checkpoint is ${file}` : "no checkpoint was written yet"
-        }; lower the learning rate`,
+          existsSync(file)
+            ? `the last checkpoint is ${file}; delete it, or give a new output folder, and`
+            : "no checkpoint was written yet;"
+        } lower the learning rate`,
       );
+    watched = options.watch?.(step + 1, metrics, watched) ?? 0;
     const { loss, grad_norm: norm, ...others } = metrics;
     const took = (performance.now() - started) / 1000;
     seconds = seconds === 0 ? took : seconds * 0.95 + took * 0.05;

@@ -1,5 +1,5 @@
-export { type FitOptions, fit, type Job, type Progress } from "./fit.ts";
-export { type Material, type OpenOptions, openMaterial } from "./material.ts";
+export { type FitOptions, fit, type Job, type Progress, type Watch } from "./fit.ts";
+export { type Material, type OpenOptions, openMaterial, sideStep } from "./material.ts";
 export {
   type AdamWOptions,
   adamw,

@@ -2,7 +2,13 @@
 
 import { join } from "node:path";
 import { type Dataset, latentCache, loadIcons, loadPictures, type Skipped } from "../data/index.ts";
-import { clipTextConfig, type UNetConfig, vaeConfig, vaeScaleFactor } from "../models/index.ts";
+import {
+  clipTextConfig,
+  type UNetConfig,
+  type VaeConfig,
+  vaeConfig,
+  vaeScaleFactor,
+} from "../models/index.ts";
 import { loadWeights, normalizeLatents, readConfig, readTokenizer, weightsFile } from "../pipelines/index.ts";
 import { fileHash } from "../platform/index.ts";
 import type { FloatTensor, HostTensor } from "../tensor/index.ts";
@@ -23,6 +29,12 @@ export interface OpenOptions {
   onSkipped?: (skipped: readonly Skipped[]) => void;
 }
 
+/** @throws when `data.size` is no multiple of `step`. */
+function checkSize(data: Recipe["data"], { task, step }: { task: string; step: number }): void {
+  if (data.kind === "pictures" && data.size % step !== 0)
+    throw new Error(`data.size is ${data.size}; ${task} needs a multiple of ${step}`);
+}
+
 /** Opens the dataset: `step` is what the sides of pictures must be multiples of, `square` forbids other shapes. */
 export async function openData(
   data: Recipe["data"],
@@ -41,7 +53,7 @@ export async function openData(
   }
   const { path, size, convention, maxAspect } = data;
   if (square && maxAspect > 1) throw new Error(`data.maxAspect is ${maxAspect}; ${task} needs 1, squares`);
-  if (size % step !== 0) throw new Error(`data.size is ${size}; ${task} needs a multiple of ${step}`);
+  checkSize(data, { task, step });
   const pictures = await loadPictures({
     path,
     convention,
@@ -64,6 +76,20 @@ export interface PictureSource {
   vae: string;
 }
 
+/**
+ * What the sides of a UNet's pictures must be multiples of.
+ * @throws when `data.size` is none.
+ */
+export function sideStep(
+  { task, data }: Pick<PictureSource, "task" | "data">,
+  vae: VaeConfig,
+  unet: Pick<UNetConfig, "block_out_channels">,
+): number {
+  const step = vaeScaleFactor(vae) * 2 ** (unet.block_out_channels.length - 1);
+  checkSize(data, { task, step });
+  return step;
+}
+
 /** Pictures as a UNet sees them. */
 export interface LatentPictures {
   data: Dataset;
@@ -83,7 +109,7 @@ export async function openLatents(
   const { onPrepare = () => {} } = options;
   const vae = await readConfig(join(source.vae, "config.json"), vaeConfig);
   const scaleFactor = vaeScaleFactor(vae);
-  const step = scaleFactor * 2 ** (unet.block_out_channels.length - 1);
+  const step = sideStep({ task, data: source.data }, vae, unet);
   const data = await openData(source.data, { task, step }, options);
   onPrepare("encoding the pictures");
   await using encoder = await latentEncoder(vae, new Map(Object.entries(await loadWeights(source.vae))));

@@ -66,7 +66,7 @@ function recipe(out: string, changes: object = {}): DistillRecipe {
   const prompts = ["a red bird"];
   return parseDistillRecipe({
     ...{ task: "distill", out: join(folder, out), teacher, data, ...common, prompts, stages },
-    ...{ discriminatorHeads: "all", keepDiscriminator: true },
+    ...{ discriminatorHeads: "all", keepDiscriminator: true, patience: 0 },
     ...changes,
   });
 }
@@ -86,13 +86,13 @@ beforeAll(async () => {
 }, 300_000);
 afterAll(() => rmSync(folder, { recursive: true }));
 
-/** Runs `child.ts`, for 90 seconds at most. */
+/** Runs `child.ts`, for 3 minutes at most. */
 function child(...args: string[]) {
   const script = fileURLToPath(new URL("child.ts", import.meta.url));
   const { signal, status, stderr } = spawnSync(
     process.execPath,
     ["--import", import.meta.resolve("tsx"), script, ...args],
-    { encoding: "utf8", timeout: 90_000 },
+    { encoding: "utf8", timeout: 180_000 },
   );
   return { signal, status, stderr };
 }
@@ -188,9 +188,12 @@ test("a frozen encoder is not among what the discriminator learned", async () =>
   const frozen = recipe("frozen", {
     discriminatorEncoder: "frozen",
     stages: [{ from: 4, to: 2, publish: false, phases }],
+    prompts: [],
   });
   await steps(frozen);
-  const file = join(frozen.out, "4-2", "1-conditional", "discriminator.safetensors");
+  const folder = join(frozen.out, "4-2", "1-conditional");
+  expect(readdirSync(folder).filter((name) => name.endsWith(".png"))).toEqual([]); // no prompt, no grid
+  const file = join(folder, "discriminator.safetensors");
   const keys = Object.keys((await loadSafetensors(file)).tensors);
   expect(keys).toContain("discriminator.heads.0.out.weight");
   expect(keys.filter((key) => key.includes("encoder"))).toEqual([]);
@@ -245,7 +248,7 @@ test("killed in each phase and started again, it comes to the same losses and fi
       readFileSync(join(folder, "killed", name)).equals(readFileSync(join(whole.recipe.out, name))),
       name,
     ).toBe(true);
-}, 300_000);
+}, 900_000);
 
 test("a finished distillation is not done again; another recipe in its folder is refused", async () => {
   const file = join(whole.recipe.out, "lightning_2step.safetensors");
@@ -258,9 +261,10 @@ test("a finished distillation is not done again; another recipe in its folder is
   );
 });
 
-test("a LoRA beside the networks may be trained anew without them", async () => {
-  const beside = (loraSteps: number) =>
+test("a LoRA beside the networks may be trained anew without them, and what changed is published anew", async () => {
+  const beside = (loraSteps: number, changes: object = {}) =>
     recipe("beside", {
+      ...changes,
       stages: [
         [8, 4],
         [4, 2],
@@ -275,36 +279,84 @@ test("a LoRA beside the networks may be trained anew without them", async () => 
   const titles = (all: DistillProgress[]) => [...new Set(all.map(({ phase }) => phase))];
   const before = titles(await steps(beside(1)));
   expect(before).toHaveLength(4);
+  const published = async (kind: string) =>
+    (await loadSafetensors(join(folder, "beside", `lightning_4step_${kind}.safetensors`))).tensors;
+  const lora = await published("lora");
   const changed = beside(2);
   await expect(steps(changed)).rejects.toThrow(/2-mse-lora was trained by another recipe/);
   for (const stage of ["8-4", "4-2"]) rmSync(join(changed.out, stage, "2-mse-lora"), { recursive: true });
   expect(titles(await steps(changed))).toEqual([before[1], before[3]]);
+  expect(await published("lora")).not.toEqual(lora);
+  expect(await steps(beside(2, { dtype: "float32" }))).toEqual([]);
+  expect((await published("unet"))["conv_in.weight"].dtype).toBe("float32");
 }, 300_000);
 
 test("whoever stops listening in the middle leaves no replica that keeps the process alive", () => {
   const file = join(folder, "left.json");
   writeFileSync(file, JSON.stringify(recipe("left")));
   expect(child(file, "1:1", "leave")).toMatchObject({ status: 0, signal: null });
+}, 240_000);
+
+test("a phase that has diverged stops there again, until it is deleted", async () => {
+  const rated = (peak: number, phaseSteps: number) => {
+    const rates = { learningRate: { peak, warmup: 1 }, discriminatorRate: 0.01 };
+    const phases = [{ objective: "unconditional", steps: phaseSteps, ...rates }];
+    return recipe("diverged", {
+      ...{ batch: 1, microBatch: 1, prompts: [], discriminatorHeads: "mid", patience: 3 },
+      stages: [{ from: 4, to: 2, publish: false, phases }],
+    });
+  };
+  const one = rated(1, 40); // a student whose latents are far from the teacher's
+  const why = await steps(one).then(() => "finished", String);
+  expect(why).toMatch(/right about everything for 3 steps.*; delete this folder and lower the learning rate/);
+  expect(await steps(one).then(() => "finished", String)).toBe(why);
+  rmSync(join(one.out, "4-2", "1-unconditional"), { recursive: true });
+  expect(await steps(rated(1e-7, 1))).toHaveLength(1);
 }, 120_000);
 
 describe("a discriminator that is right about everything", () => {
-  const progress = (step: number, accuracy: number) => ({
-    ...{ step, steps: 9, loss: 5, gradNorm: 0, learningRate: 0, picturesPerSecond: 0, secondsLeft: 0 },
-    metrics: { discriminator_accuracy_real: 1, discriminator_accuracy_fake: accuracy },
+  const accuracies = (fake: number) => ({
+    discriminator_accuracy_real: 1,
+    discriminator_accuracy_fake: fake,
   });
+  /** Steps that a phase of `steps` gets through; with `fake` told apart to this share in each. */
+  const survived = (patience: number, steps: number, fake: readonly number[]) => {
+    const watch = divergence(patience, steps, "run/8-4/1-conditional");
+    let count = 0;
+    for (const [i, accuracy] of fake.entries()) {
+      try {
+        count = watch(i + 1, accuracies(accuracy), count);
+      } catch {
+        return i;
+      }
+    }
+    return fake.length;
+  };
+  const right = new Array<number>(50).fill(1);
 
   test("for too long stops the phase", () => {
-    const watch = divergence(3, "run/8-4/1-conditional");
-    for (const [i, accuracy] of [1, 1, 0.9, 1, 1].entries()) watch(progress(i, accuracy));
-    expect(() => watch(progress(5, 1))).toThrow(
-      /^run\/8-4\/1-conditional: at step 5 the discriminator has been right about everything for 3 steps/,
+    expect(survived(3, 50, [1, 1, 0.9, 1, 1, 1, 1])).toBe(5);
+    const watch = divergence(3, 50, "run/8-4/1-conditional");
+    expect(() => watch(6, accuracies(1), 2)).toThrow(
+      /^run\/8-4\/1-conditional: at step 6 the discriminator has been right about everything for 3 steps/,
     );
   });
 
+  test("is right whatever the number of micro-batches that its accuracy is a mean of", () => {
+    for (const n of [1, 2, 3, 6, 7, 10, 49]) {
+      const mean = new Array<number>(n).fill(1).reduce((sum, v) => sum + v / n, 0);
+      expect(survived(3, 50, [mean, mean, mean]), `${n}`).toBe(2);
+    }
+    expect(survived(3, 50, new Array<number>(50).fill(1 - 1 / 4096))).toBe(50);
+  });
+
+  test("stops a short phase after half of its steps", () => {
+    expect(survived(300, 50, right)).toBe(24);
+  });
+
   test("never does with patience 0, nor in phases without one", () => {
-    const endless = divergence(0, "run");
-    for (let i = 0; i < 50; i++) endless(progress(i, 1));
-    const none = divergence(1, "run");
-    for (let i = 0; i < 50; i++) none({ ...progress(i, 1), metrics: {} });
+    expect(survived(0, 50, right)).toBe(50);
+    const none = divergence(1, 50, "run");
+    for (let i = 0; i < 50; i++) expect(none(i, {}, 0)).toBe(0);
   });
 });

@@ -46,6 +46,11 @@ describe("a recipe that cannot be trained is told why", () => {
       [{ ...first, to: 5 }],
       "stages.0 goes from 32 to 5 steps; the first must be a multiple of the second",
     ],
+    [
+      "uneven, not for consistency alone",
+      [{ ...first, to: 5, phases: [phase("mse"), phase("lcm")] }],
+      "stages.0 goes from 32 to 5 steps; the first must be a multiple of the second",
+    ],
     ["upwards", [{ ...first, from: 8, to: 32 }], "stages.0 goes from 8 to 32 steps"],
     ["a gap", next({ from: 16 }), "stages.1.from is 16; the stage before ends at 8"],
     [
@@ -110,6 +115,11 @@ describe("a recipe that cannot be trained is told why", () => {
   });
 });
 
+test("consistency takes any number of steps", () => {
+  const stages = [{ ...first, to: 5, phases: [phase("convert"), phase("lcm")] }];
+  expect(parseDistillRecipe(recipe(stages)).stages[0].to).toBe(5);
+});
+
 test("the plan counts parameters, evaluations and work", async () => {
   const teacher = fileURLToPath(new URL("../parity/goldens/tiny-sdxl", import.meta.url));
   const stages = [
@@ -140,6 +150,8 @@ test("the plan counts parameters, evaluations and work", async () => {
     expect(p.bytes).toBeGreaterThan(4 * 7 * p.trained);
     expect(p.seconds * plan.gflops * plan.efficiency).toBeCloseTo(p.steps * p.gflop, 6);
   }
+  const data = { kind: "pictures", path: "pictures", size: 60 };
+  await expect(planned({ data })).rejects.toThrow("data.size is 60; distill needs a multiple of 16");
   expect(plan.seconds).toBeCloseTo(
     plan.phases.reduce((sum, p) => sum + p.seconds, 0),
     9,

@@ -271,7 +271,7 @@ describe("a loss that is not a number", () => {
   test("stops the run and keeps the last checkpoint, from which it goes on", async () => {
     const [job, options] = tinyFit(folder);
     await expect(finish(poison(job, 3), options)).rejects.toThrow(
-      `training diverged at step 3: loss NaN, l1 NaN, grad_norm NaN; the last checkpoint is ${folder}/checkpoint.safetensors; lower the learning rate`,
+      `training diverged at step 3: loss NaN, l1 NaN, grad_norm NaN; the last checkpoint is ${folder}/checkpoint.safetensors; delete it, or give a new output folder, and lower the learning rate`,
     );
     expect(await saved(folder)).toBe(3);
     expect(log(folder)).toEqual(whole[1].rows.slice(0, 3));
@@ -284,6 +284,23 @@ describe("a loss that is not a number", () => {
     await expect(finish(poison(job, 0), options)).rejects.toThrow("no checkpoint was written yet");
     expect(readdirSync(folder)).not.toContain("checkpoint.safetensors");
   });
+});
+
+test("what watches a run counts on where it stopped, and stops it at the same step again", async () => {
+  const [job, options] = tinyFit(folder);
+  const watch: FitOptions["watch"] = (step, { loss }, before) => {
+    expect(loss).toBeGreaterThan(0);
+    if (before === 5) throw new Error(`five steps before step ${step}`);
+    return before + 1;
+  };
+  const stop = new AbortController();
+  await finish(job, { ...options, watch, signal: stop.signal }, ({ step }) => step === 2 && stop.abort());
+  for (let i = 0; i < 2; i++) {
+    await expect(finish(job, { ...options, watch })).rejects.toThrow("five steps before step 6");
+    expect(await saved(folder)).toBe(5);
+  }
+  await finish(job, options);
+  await expectWhole(folder, 1);
 });
 
 test("a batch that cannot be had ends the run with its own message", async () => {
