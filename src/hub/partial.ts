@@ -6,18 +6,15 @@
 import { createHash, type Hash } from "node:crypto";
 import { createReadStream, existsSync, readdirSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { type FileHandle, open, rename, rm } from "node:fs/promises";
-import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
-import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
-import { isAlive, makeFolder } from "../platform/index.ts";
+import { hasWriterEnded, makeFolder, writerMark } from "../platform/index.ts";
 import { isWhole } from "./cache.ts";
 
 /** Time without a change after which a file is held to be abandoned, ms: more than any wait for a server. */
 const ABANDONED = 300_000;
 /** Between two looks at a file that another process fetches, ms. */
 const LOOK = 250;
-let count = 0;
 
 /** What the finished file must be. */
 interface Expected {
@@ -57,7 +54,7 @@ export class PartialFile implements AsyncDisposable {
       signal?.throwIfAborted();
     }
     if (isWhole(target, expected)) return undefined;
-    const path = `${target}.${hostname()}-${process.pid}-${count++}.incomplete`;
+    const path = `${target}.${writerMark()}.incomplete`;
     takeOver(leftOf(target).abandoned, path);
     const partial = new PartialFile(target, path, await open(path, "a"), expected);
     await partial.file.utimes(new Date(), new Date()); // it is in work again
@@ -137,13 +134,12 @@ export function leftOf(target: string): { abandoned?: string; begun: number; bus
   if (!existsSync(folder)) return { begun: 0, busy: false };
   const start = `${basename(target)}.`;
   const left = readdirSync(folder).flatMap((name) => {
-    const match =
-      name.startsWith(start) && /^(?:(.+)-(\d+)-\d+\.)?incomplete$/.exec(name.slice(start.length));
+    const match = name.startsWith(start) && /^(?:(.+)\.)?incomplete$/.exec(name.slice(start.length));
     const stat = match ? statSync(join(folder, name), { throwIfNoEntry: false }) : undefined;
     if (!match || !stat) return [];
-    const [, host, pid] = match; // of who writes it
-    const isFresh = host !== undefined && Date.now() - stat.mtimeMs < ABANDONED;
-    const busy = isFresh && (host !== hostname() || isAlive(Number(pid)));
+    const [, writer] = match;
+    const isFresh = writer !== undefined && Date.now() - stat.mtimeMs < ABANDONED;
+    const busy = isFresh && !hasWriterEnded(writer);
     return [{ path: join(folder, name), size: stat.size, busy }];
   });
   const [first] = left.filter(({ busy }) => !busy).sort((a, b) => b.size - a.size);

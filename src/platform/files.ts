@@ -45,7 +45,7 @@ export async function atomically(path: string, make: (temporary: string) => Prom
 /** Lets `use` have a temporary name beside `path`; what is there afterwards is removed. Creates the folder above. */
 export async function withTemporary<T>(path: string, use: (temporary: string) => Promise<T>): Promise<T> {
   makeFolder(dirname(path));
-  const temporary = `${path}.${HOST}-${process.pid}-${threadId}-${count++}.tmp`;
+  const temporary = `${path}.${writerMark()}.tmp`;
   unfinished.add(temporary);
   try {
     return await use(temporary);
@@ -100,17 +100,27 @@ export function makeFolder(path: string): void {
   }
 }
 
+/** For the name of a file that is being written: no other thread, process or machine has the same. */
+export function writerMark(): string {
+  return `${HOST}-${process.pid}-${threadId}-${count++}`;
+}
+
+/** Whether the process of a mark has ended; of those elsewhere it is not known. */
+export function hasWriterEnded(mark: string): boolean {
+  const [, host, pid] = /^([\da-f]{8})-(\d+)-\d+-\d+$/.exec(mark) ?? [];
+  return host === HOST && !isAlive(Number(pid));
+}
+
 /** Removes temporary files that processes of this machine left beside `path` when they were killed. */
 export function removeAbandoned(path: string): void {
   for (const name of readdirSync(dirname(path))) {
-    const [, stem, host, pid] = /^(.+)\.([\da-f]{8})-(\d+)-\d+-\d+\.tmp$/.exec(name) ?? [];
-    if (stem === basename(path) && host === HOST && !isAlive(Number(pid)))
-      rmSync(join(dirname(path), name), { force: true });
+    const [, stem, mark] = /^(.+)\.([^.]+)\.tmp$/.exec(name) ?? [];
+    if (stem === basename(path) && hasWriterEnded(mark)) rmSync(join(dirname(path), name), { force: true });
   }
 }
 
 /** Whether a process of this machine runs. */
-export function isAlive(pid: number): boolean {
+function isAlive(pid: number): boolean {
   try {
     return process.kill(pid, 0);
   } catch (error) {

@@ -3,13 +3,14 @@ export {
   atomicWrite,
   cacheFolder,
   fileHash,
-  isAlive,
+  hasWriterEnded,
   makeFolder,
   removeAbandoned,
   removeTemporaryFolder,
   removeUnfinished,
   temporaryFolder,
   withTemporary,
+  writerMark,
 } from "./files.ts";
 export { encodeLossy, encodePng, type Picture, readPlanes, writePlanes } from "./image.ts";
 export { availableMemory } from "./memory.ts";

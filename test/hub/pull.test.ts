@@ -9,10 +9,10 @@ import {
   utimesSync,
   writeFileSync,
 } from "node:fs";
-import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { type PullOptions, pull } from "../../src/hub/index.ts";
+import { HOST } from "../../src/platform/files.ts";
 import { at } from "../data/temporary.ts";
 import { COMMIT, etag, type FakeHub, fail, fakeHub, gitHash, type Served, sendAndCut } from "./hub.ts";
 
@@ -220,10 +220,7 @@ describe("connections that are cut", () => {
 describe("a file that an earlier run has begun", () => {
   test.each([
     ["by a run that ended", ".incomplete"],
-    [
-      "by a run that was killed",
-      `.${hostname()}-${spawnSync(process.execPath, ["--version"]).pid}-0.incomplete`,
-    ],
+    ["by a run that was killed", `.${HOST}-${spawnSync(process.execPath, ["--version"]).pid}-0-0.incomplete`],
     ["by a run on another machine, long ago", ".elsewhere-1-0.incomplete"],
   ])("%s", async (_, ending) => {
     leave(WEIGHTS.subarray(0, 60_000), `${etag(served(UNET))}${ending}`);

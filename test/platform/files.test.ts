@@ -1,17 +1,8 @@
 import { once } from "node:events";
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { basename } from "node:path";
 import { Worker } from "node:worker_threads";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { expect, test } from "vitest";
 import { HOST } from "../../src/platform/files.ts";
 import {
   atomicWrite,
@@ -20,35 +11,30 @@ import {
   removeUnfinished,
   temporaryFolder,
 } from "../../src/platform/index.ts";
-
-let folder: string;
-beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), "fewstep-"));
-});
-afterEach(() => rmSync(folder, { recursive: true }));
+import { at, put } from "../data/temporary.ts";
 
 test("writes parts in order into folders that it makes, and replaces whole files", async () => {
-  const path = join(folder, "a/b.txt");
+  const path = at("a/b.txt");
   await atomicWrite(path, "one ", Buffer.from("two"));
   expect(readFileSync(path, "utf8")).toBe("one two");
   await atomicWrite(path, "three");
   expect(readFileSync(path, "utf8")).toBe("three");
-  expect(readdirSync(join(folder, "a"))).toEqual(["b.txt"]);
+  expect(readdirSync(at("a"))).toEqual(["b.txt"]);
 });
 
 test("leaves nothing behind when it fails", async () => {
-  mkdirSync(join(folder, "taken"));
-  await expect(atomicWrite(join(folder, "taken"), "over a folder")).rejects.toThrow(/EISDIR|directory/);
-  expect(readdirSync(folder)).toEqual(["taken"]);
+  mkdirSync(at("taken"));
+  await expect(atomicWrite(at("taken"), "over a folder")).rejects.toThrow(/EISDIR|directory/);
+  expect(readdirSync(at())).toEqual(["taken"]);
 });
 
 test("what is half written can be removed at once", async () => {
-  const path = join(folder, "big.bin");
+  const path = at("big.bin");
   async function* interrupted(): AsyncGenerator<string> {
     yield "half";
-    expect(readdirSync(folder)).toHaveLength(1);
+    expect(readdirSync(at())).toHaveLength(1);
     removeUnfinished();
-    expect(readdirSync(folder)).toEqual([]);
+    expect(readdirSync(at())).toEqual([]);
     yield "rest";
   }
   await expect(atomicWrite(path, interrupted() as unknown as string)).rejects.toThrow("ENOENT");
@@ -56,16 +42,16 @@ test("what is half written can be removed at once", async () => {
 });
 
 test("a temporary folder goes by itself, or with what is half written", async () => {
-  const [one, other] = [await temporaryFolder(join(folder, "t-")), await temporaryFolder(join(folder, "t-"))];
-  writeFileSync(join(one, "x"), "");
+  const [one, other] = [await temporaryFolder(at("t-")), await temporaryFolder(at("t-"))];
+  put(`${basename(one)}/x`, "");
   await removeTemporaryFolder(one);
-  expect(readdirSync(folder)).toEqual([basename(other)]);
+  expect(readdirSync(at())).toEqual([basename(other)]);
   removeUnfinished();
-  expect(readdirSync(folder)).toEqual([]);
+  expect(readdirSync(at())).toEqual([]);
 });
 
 test("threads of a process write the same file without meeting", async () => {
-  const path = join(folder, "shared");
+  const path = at("shared");
   const files = new URL("../../src/platform/files.ts", import.meta.url).href;
   const code = `
     const { workerData } = require("node:worker_threads");
@@ -78,7 +64,7 @@ test("threads of a process write the same file without meeting", async () => {
   const threads = ["a", "b"].map((workerData) => new Worker(code, { eval: true, workerData }));
   await Promise.all(threads.map((thread) => once(thread, "exit")));
   expect(readFileSync(path, "utf8")).toMatch(/^(a{20000}|b{20000})$/);
-  expect(readdirSync(folder)).toEqual(["shared"]);
+  expect(readdirSync(at())).toEqual(["shared"]);
 });
 
 test("what killed processes of this machine left is removed, what others write is not", () => {
@@ -87,7 +73,7 @@ test("what killed processes of this machine left is removed, what others write i
     `x.${HOST}-${process.pid}-0-0.tmp`,
     "x.00000000-9999999-0-0.tmp",
   ];
-  for (const name of names) writeFileSync(join(folder, name), "");
-  removeAbandoned(join(folder, "x"));
-  expect(readdirSync(folder).sort()).toEqual(names.slice(1).sort());
+  for (const name of names) put(name, "");
+  removeAbandoned(at("x"));
+  expect(readdirSync(at()).sort()).toEqual(names.slice(1).sort());
 });
