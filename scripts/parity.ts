@@ -54,7 +54,10 @@ function tellError(what: string, actual: HostTensor, expected: HostTensor): void
 }
 
 async function golden(folder: string, part: string): Promise<Tensors> {
-  return (await loadSafetensors(join(folder, "goldens", `${part}.safetensors`))).tensors;
+  const path = join(folder, "goldens", `${part}.safetensors`);
+  if (existsSync(path)) return (await loadSafetensors(path)).tensors;
+  console.error(`${path} is missing; write it: python test/parity/record_full.py --folder ${folder} ${part}`);
+  process.exit(2);
 }
 
 /** Columns of [B,T,D]. */
