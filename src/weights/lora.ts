@@ -122,10 +122,13 @@ const patterns = z
   .record(z.string(), positive)
   .nullish()
   .transform((byPattern, { addIssue }) => {
-    const values = Object.entries(byPattern ?? {});
-    for (const [text] of values)
-      if (!patternOf(text)) addIssue(`pattern ${JSON.stringify(text)} is not read; write a simpler one`);
-    return values.map(([text, value]) => ({ text, pattern: patternOf(text)!, value }));
+    const read = [];
+    for (const [text, value] of Object.entries(byPattern ?? {})) {
+      const pattern = patternOf(text);
+      if (pattern) read.push({ text, pattern, value });
+      else addIssue(`pattern ${JSON.stringify(text)} is not read; write a simpler one`);
+    }
+    return read;
   });
 const peftConfig = z.object({
   r: positive,
