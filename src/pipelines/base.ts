@@ -74,7 +74,6 @@ export async function readFolder(folder: string): Promise<BaseModel> {
     await config("text_encoder_2", clipTextConfig),
   ] as const;
   const unet = await config("unet", unetConfig);
-  const scheduler = join(folder, "scheduler", "scheduler_config.json");
   if (unet.in_channels !== unet.out_channels)
     throw new Error(
       `${join(folder, "unet")} takes ${unet.in_channels} channels, as UNets for inpainting and edits do; ` +
@@ -87,8 +86,7 @@ export async function readFolder(folder: string): Promise<BaseModel> {
     tokenizers: [await tokenizerOf(folder, 0, text[0]), await tokenizerOf(folder, 1, text[1])],
     unet,
     vae: await autoencoderOf(join(folder, "vae")),
-    scheduler: await readConfig(scheduler, schedulerConfig),
-    usualSampling: await readConfig(scheduler, usualSampling),
+    ...(await readConfig(join(folder, "scheduler", "scheduler_config.json"), schedulerParts)),
     zeroEmptyPrompt: (index.force_zeros_for_empty_prompt as boolean | undefined) ?? true,
     defaults: await about(file, () => folderDefaults(index.fewstep)),
     weights: async (network) => {
@@ -96,6 +94,11 @@ export async function readFolder(folder: string): Promise<BaseModel> {
       return network === "vae" ? { ...source, tensors: renewed(source.tensors) } : source;
     },
   };
+}
+
+/** What a scheduler's config says: of noise, and of how to sample. */
+export function schedulerParts(json: unknown): Pick<BaseModel, "scheduler" | "usualSampling"> {
+  return { scheduler: schedulerConfig(json), usualSampling: usualSampling(json) };
 }
 
 /** Whether model_index.json says that an optional component is not there. */

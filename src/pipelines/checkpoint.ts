@@ -6,7 +6,7 @@
 
 import { z } from "zod";
 import { clipTextConfig, type UNetConfig, unetConfig, type VaeConfig, vaeConfig } from "../models/index.ts";
-import { type SchedulerConfig, schedulerConfig, usualSampling } from "../samplers/index.ts";
+import type { SchedulerConfig } from "../samplers/index.ts";
 import { floats, type HostTensor } from "../tensor/index.ts";
 import { ClipTokenizer } from "../tokenizers/index.ts";
 import {
@@ -19,7 +19,7 @@ import {
   vaeTable,
 } from "../weights/index.ts";
 import { fullAutoencoder } from "./autoencoder.ts";
-import { type BaseModel, NETWORKS, type Network } from "./base.ts";
+import { type BaseModel, NETWORKS, type Network, schedulerParts } from "./base.ts";
 import { about, type WeightSource } from "./folder.ts";
 import { expectKind, stem } from "./kinds.ts";
 import { folderDefaults } from "./lightning.ts";
@@ -127,8 +127,7 @@ export function parsedModel(config: ModelConfig) {
     unet: unetConfig(config.unet),
     vae: vaeConfig(config.vae),
     text: [clipTextConfig(config.text_encoder), clipTextConfig(config.text_encoder_2)] as const,
-    scheduler: schedulerConfig(config.scheduler),
-    usualSampling: usualSampling(config.scheduler),
+    ...schedulerParts(config.scheduler),
     tokenizers: [first, { ...first, ...changes }] as const,
     zeroEmptyPrompt: config.force_zeros_for_empty_prompt,
     defaults: { ...folderDefaults(config.defaults), lightning: undefined }, // a file brings no others along

@@ -6,7 +6,7 @@
 import { type FloatTensor, floats, type HostTensor, ints } from "../tensor/index.ts";
 import { type Chunk, chunkPrompt, type PromptWeighting } from "../tokenizers/index.ts";
 import type { Components } from "./components.ts";
-import type { Network } from "./layout.ts";
+import type { LazyProgram } from "./layout.ts";
 import type { Prompt } from "./prompts.ts";
 
 export interface EncodeOptions {
@@ -32,7 +32,7 @@ type Row = readonly Chunk[];
  * @throws when so many layers cannot be skipped.
  */
 export async function encodePrompts(
-  program: Network,
+  program: LazyProgram,
   encoders: Encoders,
   prompts: readonly string[],
   { promptWeighting = DEFAULT_WEIGHTING, clipSkip = 0 }: EncodeOptions,

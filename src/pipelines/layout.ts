@@ -196,8 +196,8 @@ function joined(
 /** A program with some adapters in it, held until it is disposed of. */
 export type Adapted = Runnable;
 
-/** A network that is there whenever it is run. */
-export type Network = Pick<Runnable, "run">;
+/** A program that is there whenever it is run. */
+export type LazyProgram = Pick<Runnable, "run">;
 
 interface Held {
   program: Runnable;

@@ -3,7 +3,7 @@
 import type { LoadedLora } from "./adapters.ts";
 import type { Components } from "./components.ts";
 import { firstChunks } from "./encode.ts";
-import { AdaptableProgram, type Adapted, type Network } from "./layout.ts";
+import { AdaptableProgram, type Adapted, type LazyProgram } from "./layout.ts";
 import { areTogether, type MemoryPlanner, type PlanSize, PROGRAMS, type ProgramName } from "./memory.ts";
 import { type Compiler, partCompiler, type Run, vaeCompiler } from "./programs.ts";
 import type { Prompt } from "./prompts.ts";
@@ -80,7 +80,7 @@ export class Networks implements AsyncDisposable {
    * A network for pictures of a size, held while it runs only: between two runs others may be drawn, larger ones as
    * well. Where not all may stay in memory, the others may take its place then.
    */
-  use(name: ProgramName, size: PlanSize, loras: readonly LoadedLora[] = []): Network {
+  use(name: ProgramName, size: PlanSize, loras: readonly LoadedLora[] = []): LazyProgram {
     const plan = this.plan(size);
     const take = (): Promise<Adapted> => {
       if (areTogether(plan)) return this.programs[name].with(loras);

@@ -30,7 +30,7 @@ import { type SizeConditioning, sizesIn, timeIds } from "./conditioning.ts";
 import { DEFAULT_WEIGHTING, type EncodeOptions, encodePrompts } from "./encode.ts";
 import { type ModelInfo, modelInfo } from "./info.ts";
 import { denormalizeLatents } from "./latents.ts";
-import type { Network } from "./layout.ts";
+import type { LazyProgram } from "./layout.ts";
 import { LoraLibrary } from "./library.ts";
 import { addedStrengths, loraTags, promptLoras } from "./lora_tags.ts";
 import { checkMemory, type MemoryPlan, type MemoryPlanner, memoryPlanner, type PlanSize } from "./memory.ts";
@@ -78,7 +78,7 @@ export interface GenerateOptions extends EncodeOptions, SizeConditioning {
   height?: number;
   /** Default: the model's. */
   sampler?: Sampler;
-  /** Default: the spacing of the model's scheduler. */
+  /** Default: the model's. */
   schedule?: Schedule;
   /** Whether large pictures are decoded by tiles; default "auto", which is beyond 1.25·2²⁰ pixels. */
   vaeTiling?: VaeTiling;
@@ -428,7 +428,7 @@ export class SDXL implements AsyncDisposable {
   }
 
   private async evaluate(
-    unet: Network,
+    unet: LazyProgram,
     sample: FloatTensor,
     timestep: number,
     { hidden, pooled, timeIds }: Condition,
@@ -446,7 +446,7 @@ export class SDXL implements AsyncDisposable {
 
   /** With and without the prompt in one batch, or one after the other where they differ in length. */
   private async evaluateGuided(
-    unet: Network,
+    unet: LazyProgram,
     sample: FloatTensor,
     timestep: number,
     { positive, negative, both, guidance, rescale }: Guidance,

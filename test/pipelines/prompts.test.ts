@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { describeModel, type GenerateOptions, SDXL } from "../../src/pipelines/index.ts";
 import { joinedPrompts, type Prompt, promptCacheOf } from "../../src/pipelines/prompts.ts";
 import { floats } from "../../src/tensor/index.ts";
@@ -88,26 +88,32 @@ test("what is cut is told, of the negative prompt where it is read", async () =>
   expect(warnings(1)).toEqual([cut("prompt"), expect.stringContaining("a negative prompt has no effect")]);
 });
 
-test.each<[GenerateOptions | Record<string, unknown>, string]>([
-  [{ batch: 0 }, "batch is 0; give a whole number from 1"],
-  [{ batch: 1.5 }, "batch is 1.5; give a whole number from 1"],
-  [{ guidance: Number.POSITIVE_INFINITY }, "guidance is Infinity; give a number from 0"],
-  [{ guidanceRescale: 2 }, "guidanceRescale is 2; give a number from 0 to 1"],
-  [{ negativePrompt: 5 }, "negativePrompt is 5; give a text"],
-  [{ noiseRule: "a1111" }, 'noiseRule is "a1111"; give one of per-image, stream, comfyui'],
-  [{ promptWeighting: "A1111" }, 'promptWeighting is "A1111"; give one of none, a1111, comfy'],
-  [{ sampler: "euler" }, 'sampler is "euler"; give a sampler, such as SAMPLERS.euler'],
-  [{ seed: -1 }, "seed is -1; give a whole number from 0 to 2⁶⁴ − 1"],
-  [{ seed: 2n ** 64n }, "seed is 18446744073709551616; give a whole number"],
-  [{ seed: 1.5 }, "seed is 1.5; give a whole number"],
-  [{ vaeTiling: true }, "vaeTiling is true; give one of auto, on, off"],
-])("%o is refused", async (options, message) => {
-  await using sdxl = await SDXL.load(TINY, { threads: 1 });
-  await expect(sdxl.textToImage("x", options)).rejects.toThrow(message);
-});
+describe("refused", () => {
+  let sdxl: SDXL;
+  beforeAll(async () => {
+    sdxl = await SDXL.load(TINY, { threads: 1 });
+  });
+  afterAll(() => sdxl.dispose());
 
-test("no prompt is refused", async () => {
-  await using sdxl = await SDXL.load(TINY, { threads: 1 });
-  for (const none of [[], [5], undefined])
-    await expect(sdxl.textToImage(none as unknown as string[])).rejects.toThrow("prompts are texts");
+  test.each<[GenerateOptions | Record<string, unknown>, string]>([
+    [{ batch: 0 }, "batch is 0; give a whole number from 1"],
+    [{ batch: 1.5 }, "batch is 1.5; give a whole number from 1"],
+    [{ guidance: Number.POSITIVE_INFINITY }, "guidance is Infinity; give a number from 0"],
+    [{ guidanceRescale: 2 }, "guidanceRescale is 2; give a number from 0 to 1"],
+    [{ negativePrompt: 5 }, "negativePrompt is 5; give a text"],
+    [{ noiseRule: "a1111" }, 'noiseRule is "a1111"; give one of per-image, stream, comfyui'],
+    [{ promptWeighting: "A1111" }, 'promptWeighting is "A1111"; give one of none, a1111, comfy'],
+    [{ sampler: "euler" }, 'sampler is "euler"; give a sampler, such as SAMPLERS.euler'],
+    [{ seed: -1 }, "seed is -1; give a whole number from 0 to 2⁶⁴ − 1"],
+    [{ seed: 2n ** 64n }, "seed is 18446744073709551616; give a whole number"],
+    [{ seed: 1.5 }, "seed is 1.5; give a whole number"],
+    [{ vaeTiling: true }, "vaeTiling is true; give one of auto, on, off"],
+  ])("%o", async (options, message) => {
+    await expect(sdxl.textToImage("x", options)).rejects.toThrow(message);
+  });
+
+  test("no prompt", async () => {
+    for (const none of [[], [5], undefined])
+      await expect(sdxl.textToImage(none as unknown as string[])).rejects.toThrow("prompts are texts");
+  });
 });
