@@ -24,6 +24,7 @@ interface EvalOptions {
   precision: Precision;
   split?: Split;
   count?: number;
+  seed?: number;
   reference: Reference | false;
   sheet?: string;
   cache: string;
@@ -59,6 +60,11 @@ export function evalCommand(program: Command): void {
     .addOption(new Option("--schedule <name>", "(default: the model's)").choices(SCHEDULES))
     .addOption(precisionOption())
     .option("--count <n>", "pictures of a split (default: all that are held out)", wholeNumber(2, 1e6))
+    .option(
+      "--seed <n>",
+      "of the first picture; picture i has seed + i (default: 0)",
+      wholeNumber(0, 2 ** 32),
+    )
     .addOption(
       new Option("--reference <steps[:guidance]>", "how the model's own UNet, the teacher, is sampled")
         .argParser(parseReference)

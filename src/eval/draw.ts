@@ -1,4 +1,4 @@
-/** @file Pictures of captions. Caption i has seed i, whoever draws it: models are compared on the same noise. */
+/** @file Pictures of captions. Caption i has one seed, whoever draws it: models are compared on the same noise. */
 
 import type { GeneratedPicture, GenerateOptions, SDXL } from "../pipelines/index.ts";
 
@@ -11,16 +11,18 @@ const SEEDS = 4;
 /** How pictures are sampled; what is left out is the model's own. */
 export type Sampling = Pick<GenerateOptions, "steps" | "guidance" | "sampler" | "schedule">;
 
+/** Caption i has seed `seed` + i; default 0. */
 export async function draw(
   sdxl: SDXL,
   captions: readonly string[],
-  sampling: Sampling,
+  { seed = 0, ...sampling }: Sampling & { seed?: number },
   onPictures?: (count: number) => void,
 ): Promise<GeneratedPicture[]> {
   const pictures: GeneratedPicture[] = [];
   for (let start = 0; start < captions.length; start += DRAWN_TOGETHER) {
     const some = captions.slice(start, start + DRAWN_TOGETHER);
-    const options = { ...sampling, promptWeighting: "none", seed: start } as const; // captions are read as in training
+    // Captions are read as in training.
+    const options = { ...sampling, promptWeighting: "none", seed: seed + start } as const;
     pictures.push(...(await sdxl.textToImage(some, options)));
     onPictures?.(some.length);
   }

@@ -30,8 +30,10 @@ export interface EvalOptions
   splits?: readonly Split[];
   /** Pictures of each split. Default: all that are held out, and as many seen pairs as held-out ones. */
   count?: number;
-  /** The model's own UNet to compare with, in many steps; default none. */
-  reference?: ReferenceOptions;
+  /** Of the first caption; caption i has this + i. Default 0: others tell how much of a number is chance. */
+  seed?: number;
+  /** The model's own UNet to compare with, in many steps; default none. It draws with the same seeds. */
+  reference?: Omit<ReferenceOptions, "seed">;
   onProgress?: (done: number, total: number) => void;
   /** Called with each finished set, for contact sheets; the reference's is called `<set>-teacher`. */
   onPictures?: (set: string, pictures: readonly { data: Uint8Array; label: string }[]) => Promise<void>;
@@ -48,6 +50,8 @@ export interface EvalResult extends Partial<Record<SetName, SetScores>> {
   guidance: number;
   sampler: string;
   schedule: string;
+  /** Of the first caption. */
+  seed: number;
   /** Of the network for one picture. */
   evaluations: number;
   seconds_per_picture: number;
@@ -58,7 +62,7 @@ export interface EvalResult extends Partial<Record<SetName, SetScores>> {
 
 /** Judges a model on (concept, style) pairs of the icon dataset. */
 export async function evaluate(options: EvalOptions): Promise<EvalResult> {
-  const { splits = ["heldout-pair", "train"], onProgress, onPictures } = options;
+  const { splits = ["heldout-pair", "train"], seed = 0, onProgress, onPictures } = options;
   const model = localPath(options.model);
   const train = await loadIcons(options.data, ["train"]);
   const sets = await chosenSets(options, splits, train);
@@ -82,7 +86,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
   const { steps = defaults.steps, guidance = defaults.guidance, sampler = defaults.sampler } = options;
   const schedule = options.schedule ?? defaults.schedule;
   options.onWarnings?.(sdxl.warnings({ steps, guidance }));
-  await using teacher = options.reference && (await Teacher.load(model, options.reference));
+  await using teacher = options.reference && (await Teacher.load(model, { ...options.reference, seed }));
 
   const each = sets.map((set) => set.captions.length + variedCaptions(set.captions).length);
   const total = each.reduce((a, b) => a + b, 0) * (teacher ? 2 : 1);
@@ -106,7 +110,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
       await show(`${name}-teacher`, pictures);
       reference = { pictures, varied: bySeeds(await teacher.pictures(variedCaptions(captions), progress)) };
     }
-    const sampling = { steps, guidance, sampler, schedule };
+    const sampling = { steps, guidance, sampler, schedule, seed };
     const started = performance.now();
     const made = await draw(sdxl, captions, sampling, progress);
     seconds += (performance.now() - started) / 1000;
@@ -124,6 +128,7 @@ export async function evaluate(options: EvalOptions): Promise<EvalResult> {
     guidance,
     sampler: sampler.name,
     schedule,
+    seed,
     evaluations: evaluationsOf({ steps, guidance }, sampler),
     seconds_per_picture: seconds / sets.reduce((n, set) => n + set.captions.length, 0),
     ...(teacher && {

@@ -17,26 +17,30 @@ export interface ReferenceOptions {
   steps: number;
   /** Default: the model's. */
   guidance?: number;
+  /** Of the first caption; default 0. */
+  seed?: number;
   /** Folder in which pictures are kept; default none. */
   cache?: string;
 }
 
 /** Changes when pictures are kept in another way. */
-const FORMAT = 1;
+const FORMAT = 2;
 
 export class Teacher implements AsyncDisposable {
   readonly steps: number;
   readonly guidance: number;
   private readonly sdxl: SDXL;
+  private readonly seed: number;
   /** Hash of the model. */
   private readonly identity: string;
   private readonly cache?: string;
 
-  private constructor(sdxl: SDXL, identity: string, { steps, guidance, cache }: ReferenceOptions) {
+  private constructor(sdxl: SDXL, identity: string, { steps, guidance, seed = 0, cache }: ReferenceOptions) {
     this.sdxl = sdxl;
     this.identity = identity;
     this.steps = steps;
     this.guidance = guidance ?? sdxl.info.defaults.guidance;
+    this.seed = seed;
     this.cache = cache;
   }
 
@@ -55,9 +59,9 @@ export class Teacher implements AsyncDisposable {
     return new Teacher(sdxl, await modelHash(model), options);
   }
 
-  /** Pictures of captions, caption i with seed i: from the cache, or drawn and put there. */
+  /** Pictures of captions, caption i with seed `seed` + i: from the cache, or drawn and put there. */
   async pictures(captions: readonly string[], onPictures?: (count: number) => void): Promise<Uint8Array[]> {
-    const { steps, guidance } = this;
+    const { steps, guidance, seed } = this;
     const side = this.sdxl.info.sampleSize * this.sdxl.info.vaeScaleFactor;
     const path = this.cache && join(this.cache, `teacher-${this.key(captions)}.safetensors`);
     const shape = [captions.length, side, side, 3];
@@ -66,7 +70,7 @@ export class Teacher implements AsyncDisposable {
       onPictures?.(captions.length);
       return kept;
     }
-    const drawn = await draw(this.sdxl, captions, { steps, guidance }, onPictures);
+    const drawn = await draw(this.sdxl, captions, { steps, guidance, seed }, onPictures);
     const pictures = drawn.map((picture) => picture.data);
     if (path) await writePictures(path, shape, pictures);
     return pictures;
@@ -75,8 +79,8 @@ export class Teacher implements AsyncDisposable {
   /** Of everything that decides the pictures. */
   private key(captions: readonly string[]): string {
     const { sampler, schedule } = this.sdxl.info.defaults;
-    const { steps, guidance, identity } = this;
-    const parts = [FORMAT, version(), identity, steps, guidance, sampler.name, schedule, captions];
+    const { steps, guidance, seed, identity } = this;
+    const parts = [FORMAT, version(), identity, steps, guidance, seed, sampler.name, schedule, captions];
     return createHash("sha256").update(JSON.stringify(parts)).digest("hex").slice(0, 32);
   }
 

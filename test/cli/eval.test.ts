@@ -175,6 +175,15 @@ describe("judged:", () => {
     expect(heldout.teacher.diversity).toBe(heldout.diversity);
   });
 
+  test("with other seeds, both draw other pictures", async () => {
+    const same = ["--steps", "2", "--guidance", "3", "--reference", "2:3", "--split", "heldout-pair"];
+    const [first, other] = [await judged(...same), await judged(...same, "--seed", "7")];
+    expect([first.seed, other.seed]).toEqual([0, 7]);
+    expect(other.heldout.distance_to_teacher).toBe(0);
+    expect(other.heldout.fd).not.toBe(first.heldout.fd);
+    expect(readdirSync(at("cache"))).toHaveLength(4);
+  });
+
   test("a held-out style, without a teacher", async () => {
     await icons(64, ["train", "train", "heldout-style", "heldout-style", "heldout-style"]);
     const result = await judged("--steps", "1", "--split", "heldout-style", "--no-reference");

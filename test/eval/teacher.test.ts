@@ -21,9 +21,11 @@ const CAPTIONS = ["a red apple", "a house"];
 beforeEach(() => cpSync(TINY, at("model"), { recursive: true }));
 
 /** Pictures, and how many of them had to be drawn. */
-async function pictures(options: { steps?: number; guidance?: number; captions?: string[] } = {}) {
-  const { steps = 1, guidance = 2, captions = CAPTIONS } = options;
-  await using teacher = await Teacher.load(at("model"), { steps, guidance, cache: at("cache") });
+async function pictures(
+  options: { steps?: number; guidance?: number; seed?: number; captions?: string[] } = {},
+) {
+  const { steps = 1, guidance = 2, seed, captions = CAPTIONS } = options;
+  await using teacher = await Teacher.load(at("model"), { steps, guidance, seed, cache: at("cache") });
   const before = files();
   const list = await teacher.pictures(captions);
   return { bytes: list.map((p) => Buffer.from(p)), fresh: files().length > before.length };
@@ -48,6 +50,9 @@ describe("teacher", () => {
     expect(expected.map((p) => p.seed)).toEqual([0, 1]);
     expect((await pictures()).fresh).toBe(false);
     expect((await pictures()).bytes).toEqual(bytes);
+    // caption i has seed + i
+    const moved = await pictures({ seed: 1, captions: ["a house", "a tree"] });
+    expect(moved.bytes[0]).toEqual(bytes[1]);
   });
 
   test("few-step weights of the folder are not its own", async () => {
@@ -74,6 +79,7 @@ describe("teacher", () => {
   test.each<[string, () => unknown]>([
     ["other steps", () => pictures({ steps: 2 })],
     ["other guidance", () => pictures({ guidance: 3 })],
+    ["another seed", () => pictures({ seed: 1 })],
     ["other captions", () => pictures({ captions: ["a red apple", "a tree"] })],
     [
       "another schedule",
