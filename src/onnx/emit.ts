@@ -83,7 +83,7 @@ function lower(v: Value, emit: Emitter, names: ReadonlyMap<Value, string[]>, opt
     emit.declareInput(v);
     return [nameOf(v)];
   }
-  const late = options.castsLate && v.op.selects && isStoredOtherwise(v.inputs[0], options);
+  const late = options.castsLate && v.op.selects && canSelect(v.inputs[0], options);
   const operands = v.inputs.map((x, i) =>
     late && i === 0 ? names.get(x)![0] : operand(x, emit, names, options),
   );
@@ -98,9 +98,17 @@ function operand(v: Value, emit: Emitter, names: ReadonlyMap<Value, string[]>, o
   return isStoredOtherwise(v, options) ? emit.cast(name, v.dtype) : name;
 }
 
-function isStoredOtherwise(v: Value, { weights }: EmitOptions): boolean {
-  const stored = isParameter(v) ? weights?.get(nameOf(v)) : undefined;
-  return stored !== undefined && stored.dtype !== v.dtype;
+function isStoredOtherwise(v: Value, options: EmitOptions): boolean {
+  return (storedType(v, options) ?? v.dtype) !== v.dtype;
+}
+
+/** Whether lookups take a weight as it is stored, and not in its own type: those of ONNX know no 8-bit floats. */
+function canSelect(v: Value, options: EmitOptions): boolean {
+  return isStoredOtherwise(v, options) && !storedType(v, options)!.startsWith("float8");
+}
+
+function storedType(v: Value, { weights }: EmitOptions): DType | undefined {
+  return isParameter(v) ? weights?.get(nameOf(v))?.dtype : undefined;
 }
 
 interface OnnxNode {

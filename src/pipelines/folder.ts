@@ -145,7 +145,7 @@ export class PlacedWeights {
   add(path: string, tensors: ReadonlyMap<string, TensorEntry | HostTensor>): void {
     for (const [name, t] of tensors) {
       if (!t.dtype.includes("float"))
-        throw new Error(`${path}: ${name} is ${t.dtype}; weights are float32, float16 or bfloat16`);
+        throw new Error(`${path}: ${name} is ${t.dtype}; weights are floats of 32, 16 or 8 bits`);
       this.weights.set(name, t);
       this.paths.add("path" in t ? t.path : path);
     }

@@ -3,7 +3,7 @@
 import { type Graph, graph, peakBytes } from "../graph/index.ts";
 import { rootScope } from "../nn/index.ts";
 import { int8Layers, MINIMUM } from "../quantize/index.ts";
-import { sizeOf } from "../tensor/index.ts";
+import { DTYPES, sizeOf } from "../tensor/index.ts";
 import type { Network } from "./base.ts";
 import type { Components } from "./components.ts";
 import { floatBytes, type PrecisionOptions, precisionOf } from "./precision.ts";
@@ -62,7 +62,7 @@ const WORTH: readonly ProgramName[] = ["UNet", "VAE decoder", "text encoders"];
 
 export type MemoryPlanner = (size: PlanSize) => MemoryPlan;
 
-/** The networks of some graphs, with what is kept from run to run as outputs, and whether their files are in half precision. */
+/** The networks of some graphs, with what is kept from run to run as outputs, and whether their files have fewer than 32 bits a weight. */
 type Planned = Readonly<Record<ProgramName, { g: Graph; halves: boolean; precision: "fp32" | "int8" }>>;
 
 /**
@@ -76,7 +76,7 @@ export async function memoryPlanner(
 ): Promise<MemoryPlanner> {
   const [text, unet] = [GRAPHS.text(model, rootScope()), GRAPHS.unet(model, rootScope())];
   const halves = async (network: Network) =>
-    [...(await model.weights(network)).tensors.values()].some(({ dtype }) => /^b?float16$/.test(dtype));
+    [...(await model.weights(network)).tensors.values()].some(({ dtype }) => DTYPES[dtype].bytes < 4);
   const networks: Planned = {
     "text encoders": {
       g: text,

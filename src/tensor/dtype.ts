@@ -1,17 +1,21 @@
-/** @file Element types, under their ONNX/NumPy names, and the 16-bit float formats JavaScript lacks. */
+/** @file Element types, under their ONNX/NumPy names, and the 16- and 8-bit float formats JavaScript lacks. */
 
 export type DType =
   | "float64"
   | "float32"
   | "float16"
   | "bfloat16"
+  | Float8
   | "int64"
   | "int32"
   | "int8"
   | "uint8"
   | "bool";
 
-/** Storage of one tensor. 16-bit floats are kept as raw bits; int64 as BigInt. */
+/** Floats of 8 bits (Micikevicius et al. 2022), under torch's names: what weights are stored in, never computed in. */
+export type Float8 = "float8_e4m3fn" | "float8_e5m2";
+
+/** Storage of one tensor. 16- and 8-bit floats are kept as raw bits; int64 as BigInt. */
 export type TypedArray =
   | Float64Array
   | Float32Array
@@ -41,6 +45,8 @@ export const DTYPES: Record<DType, DTypeInfo> = {
   float16: { bytes: 2, onnx: 10, array: Uint16Array },
   float64: { bytes: 8, onnx: 11, array: Float64Array },
   bfloat16: { bytes: 2, onnx: 16, array: Uint16Array },
+  float8_e4m3fn: { bytes: 1, onnx: 17, array: Uint8Array },
+  float8_e5m2: { bytes: 1, onnx: 19, array: Uint8Array },
 };
 
 const f32 = new Float32Array(1);
@@ -89,4 +95,19 @@ export function toBFloat16Bits(x: number): number {
 export function fromBFloat16Bits(bits: number): number {
   u32[0] = bits << 16;
   return f32[0];
+}
+
+/** Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity, and all ones are no number. */
+export function fromFloat8E4M3Bits(bits: number): number {
+  const sign = bits & 0x80 ? -1 : 1;
+  const exp = (bits >>> 3) & 0xf;
+  const man = bits & 7;
+  if (exp === 0) return sign * man * 2 ** -9;
+  if (exp === 15 && man === 7) return Number.NaN;
+  return sign * (1 + man / 8) * 2 ** (exp - 7);
+}
+
+/** The upper half of a binary16 number. */
+export function fromFloat8E5M2Bits(bits: number): number {
+  return fromFloat16Bits(bits << 8);
 }

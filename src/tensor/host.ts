@@ -3,7 +3,10 @@
 import {
   DTYPES,
   type DType,
+  type Float8,
   fromBFloat16Bits,
+  fromFloat8E4M3Bits,
+  fromFloat8E5M2Bits,
   fromFloat16Bits,
   type TypedArray,
   toBFloat16Bits,
@@ -56,29 +59,56 @@ export function zeros(dtype: DType, shape: readonly number[]): HostTensor {
   return { dtype, shape: [...shape], data: new DTYPES[dtype].array(sizeOf(shape)) };
 }
 
-let table: Float32Array | undefined;
+/** The value of every number of a format: a look-up takes a tenth of the arithmetic. */
+const TABLES: Readonly<Record<"float16" | Float8, () => Float32Array>> = {
+  float16: valueTable(16, fromFloat16Bits),
+  float8_e4m3fn: valueTable(8, fromFloat8E4M3Bits),
+  float8_e5m2: valueTable(8, fromFloat8E5M2Bits),
+};
 
-/** The value of every binary16 number: a look-up takes a tenth of the arithmetic. */
-function halves(): Float32Array {
-  table ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => fromFloat16Bits(bits));
-  return table;
+/** Made when it is first asked for. */
+function valueTable(bits: number, value: (bits: number) => number): () => Float32Array {
+  let table: Float32Array | undefined;
+  return () => {
+    table ??= Float32Array.from({ length: 1 << bits }, (_, i) => value(i));
+    return table;
+  };
 }
 
 /** The values as JavaScript numbers in a float32 tensor, whatever the stored type. */
 export function toFloat32(t: HostTensor): FloatTensor {
   if (t.dtype === "float32") return t as FloatTensor;
   const out = new Float32Array(t.data.length);
-  const { data } = t;
-  if (t.dtype === "float16") {
-    const values = halves();
+  const { data, dtype } = t;
+  if (dtype in TABLES) {
+    const values = TABLES[dtype as keyof typeof TABLES]();
     for (let i = 0; i < out.length; i++) out[i] = values[Number(data[i])];
-  } else if (t.dtype === "bfloat16")
+  } else if (dtype === "bfloat16")
     for (let i = 0; i < out.length; i++) out[i] = fromBFloat16Bits(Number(data[i]));
   else for (let i = 0; i < out.length; i++) out[i] = Number(data[i]);
   return floats(t.shape, out);
 }
 
-/** Converts between element types (round to nearest even for 16-bit floats). */
+/**
+ * Bits of the nearest number of an 8-bit format, ties to even. What is beyond the largest becomes that one, as by
+ * ONNX's Cast.
+ */
+function toFloat8Bits(x: number, values: Float32Array): number {
+  const sign = x < 0 || Object.is(x, -0) ? 0x80 : 0;
+  const size = Math.abs(x);
+  if (Number.isNaN(x)) return 0x7f;
+  let low = 0; // values rise with their bits
+  let high = values.findIndex((v) => !Number.isFinite(v)) - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (values[middle] <= size) low = middle;
+    else high = middle;
+  }
+  const [below, above] = [size - values[low], values[high] - size];
+  return sign | (below < above || (below === above && low % 2 === 0) ? low : high);
+}
+
+/** Converts between element types (round to nearest even for 16- and 8-bit floats). */
 export function castTensor(t: HostTensor, dtype: DType): HostTensor {
   if (t.dtype === dtype) return t;
   const source = toFloat32(t).data;
@@ -86,7 +116,10 @@ export function castTensor(t: HostTensor, dtype: DType): HostTensor {
   const data = out.data;
   if (dtype === "float16") for (let i = 0; i < source.length; i++) data[i] = toFloat16Bits(source[i]);
   else if (dtype === "bfloat16") for (let i = 0; i < source.length; i++) data[i] = toBFloat16Bits(source[i]);
-  else if (dtype === "int64")
+  else if (dtype === "float8_e4m3fn" || dtype === "float8_e5m2") {
+    const values = TABLES[dtype]();
+    for (let i = 0; i < source.length; i++) data[i] = toFloat8Bits(source[i], values);
+  } else if (dtype === "int64")
     for (let i = 0; i < source.length; i++) (data as BigInt64Array)[i] = BigInt(Math.trunc(source[i]));
   else for (let i = 0; i < source.length; i++) data[i] = source[i];
   return out;

@@ -24,6 +24,8 @@ const NETWORKS: readonly (readonly [RegExp, LoraNetwork])[] = [
   [/^lora_te2_/, "text_encoder_2"],
   [/^lora_te1?_/, "text_encoder"],
   [/^(?:lora_unet|lycoris)_/, "unet"],
+  [/^text_encoders\.clip_g\.transformer\./, "text_encoder_2"],
+  [/^text_encoders\.clip_l\.transformer\./, "text_encoder"],
   [/^(?:base_model\.model\.)?text_encoder_2\.(?:base_model\.model\.)?/, "text_encoder_2"],
   [/^(?:base_model\.model\.)?text_encoder\.(?:base_model\.model\.)?/, "text_encoder"],
   [/^(?:base_model\.model\.)?(?:unet\.|(?:model\.)?diffusion_model\.)?(?:base_model\.model\.)?/, "unet"],
@@ -75,7 +77,7 @@ export function loraKeys(keys: Iterable<string>): {
 
 function namingOf(key: string): LoraNaming {
   if (/^(lora_(unet|te[12]?)|lycoris)_/.test(key)) return "kohya";
-  if (/^(model\.)?diffusion_model\./.test(key)) return "ComfyUI";
+  if (/^((model\.)?diffusion_model|text_encoders)\./.test(key)) return "ComfyUI";
   return /\.lora_[AB]\.|^base_model\./.test(key) ? "PEFT" : "diffusers";
 }
 

@@ -30,7 +30,17 @@ import {
 } from "../../src/ops/index.ts";
 import { platform } from "../../src/platform/index.ts";
 import { compile } from "../../src/runtime/index.ts";
-import { castTensor, type DType, floats, type HostTensor, ints, sizeOf } from "../../src/tensor/index.ts";
+import {
+  castTensor,
+  type DType,
+  floats,
+  Generator,
+  type HostTensor,
+  ints,
+  sizeOf,
+  tensor,
+  toFloat32,
+} from "../../src/tensor/index.ts";
 import { SafetensorsFile, saveSafetensors } from "../../src/weights/index.ts";
 
 let folder: string;
@@ -130,6 +140,18 @@ describe("external data in a safetensors file", () => {
       expect(want).toEqual(await expected());
     },
   );
+
+  test.each(["float8_e4m3fn", "float8_e5m2"] as const)("stored as %s: every value of it", async (dtype) => {
+    const bits = Uint8Array.from({ length: 256 }, (_, i) => i);
+    const eights = { [dtype]: tensor(dtype, [256], bits) };
+    await saveSafetensors(join(folder, "w.safetensors"), eights);
+    const weights = await places(join(folder, "w.safetensors"), "w.safetensors");
+    process.chdir(folder);
+    const { y } = await run({ y: leaf(dtype, 256).mul(1) }, {}, weights);
+    expect(values(y)).toEqual(values(toFloat32(eights[dtype])));
+    expect(values(y)[1]).toBe(dtype === "float8_e5m2" ? 2 ** -16 : 2 ** -9);
+    expect(Math.max(...values(y).filter(Number.isFinite))).toBe(dtype === "float8_e5m2" ? 57344 : 448);
+  });
 
   test("at any position: other writers do not align", async () => {
     const file = join(folder, "w.safetensors");
@@ -315,6 +337,13 @@ describe("a table that is stored in half precision", () => {
     expect(text(true)).toMatch(/Gather_0.*Cast_1/s);
   });
 
+  test("or in a quarter, is cast as a whole: lookups take no 8-bit floats", async () => {
+    const eights = new Map([["table", castTensor(numbered(8, 3), "float8_e4m3fn")]]);
+    const { rows: got } = await run({ rows }, { ids: ints([2], [5, 1]) }, eights); // cast late where it can be
+    const all = values(toFloat32(eights.get("table")!));
+    expect(values(got)).toEqual([5, 1].flatMap((i) => all.slice(3 * i, 3 * i + 3)));
+  });
+
   test("gives the same numbers, also beside products and as an output", async () => {
     const x = input("x", "float32", [1, 3]);
     const outputs = { rows, y: project(x, table), copy: table };
@@ -335,6 +364,19 @@ test.each([
   const text = Buffer.from(emitOnnx(graph({ y }))).toString("latin1");
   expect(text.match(/%v17(?!\d)/g)?.length).toBe(times);
 });
+
+test.each(["float8_e4m3fn", "float8_e5m2"] as const)(
+  "numbers are rounded to %s as ONNX Runtime does",
+  async (dtype) => {
+    const g = new Generator(3);
+    const sizes = Array.from({ length: 2000 }, (_, i) => (2 * g.random() - 1) * 2 ** ((i % 40) - 20));
+    const ties = Array.from({ length: 16 }, (_, i) => (16 + i) / 16).flatMap((v) => [v, -v, v * 2 ** -8]);
+    const x = floats([sizes.length + ties.length + 5], [...sizes, ...ties, 0, -0, 1e9, -1e9, Number.NaN]);
+    const name = input("x", "float32", x.shape);
+    const { y } = await run({ y: name.cast(dtype).cast("float32") }, { x });
+    expect(values(toFloat32(castTensor(x, dtype)))).toEqual(values(y));
+  },
+);
 
 describe("constants and weights", () => {
   const dtypes: DType[] = ["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"];

@@ -10,7 +10,7 @@ import {
   samplingMetadata,
 } from "../../src/pipelines/index.ts";
 import { lcm } from "../../src/samplers/index.ts";
-import { castTensor, floats } from "../../src/tensor/index.ts";
+import { castTensor, floats, toFloat32 } from "../../src/tensor/index.ts";
 import {
   loadSafetensors,
   saveLora,
@@ -197,6 +197,27 @@ test.each(["diffusers", "checkpoint"] as const)(
   },
 );
 
+test.each(["float8_e4m3fn", "float8_e5m2"] as const)(
+  "weights in %s are what they were rounded to",
+  async (dtype) => {
+    const rounded = Object.entries(own).map(([name, t]) => [name, castTensor(t, dtype)] as const);
+    await saveSafetensors(at("8.safetensors"), Object.fromEntries(rounded));
+    const floats32 = rounded.map(([name, t]) => [name, toFloat32(t)]);
+    await saveSafetensors(at("32.safetensors"), Object.fromEntries(floats32));
+    const [eight, exact] = [
+      await picture({ unet: at("8.safetensors") }),
+      await picture({ unet: at("32.safetensors") }),
+    ];
+    expect(apart(eight, exact)).toBeLessThanOrEqual(1);
+    expect(apart(eight, plain)).toBeGreaterThan(4);
+    const int8 = { precision: "int8", choices: { minimum: 145 } } as const;
+    process.env.FEWSTEP_CACHE = at("cache");
+    expect(await picture({ unet: at("8.safetensors"), ...int8 })).toEqual(
+      await picture({ unet: at("32.safetensors"), ...int8 }),
+    );
+  },
+);
+
 test("CosXL, whose noise is of another kind, is refused", async () => {
   await saveSafetensors(at("c.safetensors"), { ...own, "edm_vpred.sigma_max": floats([], [120]) });
   await expect(SDXL.load(TINY, { unet: at("c.safetensors") })).rejects.toThrow(
@@ -352,7 +373,7 @@ describe("refused in one sentence", () => {
           "conv_in.bias": castTensor(own["conv_in.bias"], "int32"),
         }),
       { unet: "x.safetensors" },
-      /x.safetensors: conv_in.bias is int32; weights are float32, float16 or bfloat16$/,
+      /x.safetensors: conv_in.bias is int32; weights are floats of 32, 16 or 8 bits$/,
     ],
   ])("%s", async (_, write, options: { unet?: string; loras?: Record<string, number> }, message) => {
     await write();

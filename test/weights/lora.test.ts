@@ -9,6 +9,7 @@ import {
   saveSafetensors,
   type TensorEntry,
 } from "../../src/weights/index.ts";
+import { loraKeys } from "../../src/weights/lora_keys.ts";
 import { at } from "../data/temporary.ts";
 
 const SHAPES = new Map<string, readonly number[]>([
@@ -155,6 +156,26 @@ describe("other namings", () => {
     const { deltas } = await readLora(file, { text_encoder: target, text_encoder_2: target });
     expect([...deltas.get("text_encoder")!.keys()]).toEqual([...parameters.keys()].slice(0, 2));
     expect([...deltas.get("text_encoder_2")!.keys()]).toEqual([...parameters.keys()]);
+  });
+
+  test("text encoders, of ComfyUI", async () => {
+    const path = "text_model.encoder.layers.0.mlp.fc1";
+    const parameters = new Map([[`${path}.weight`, [4, 4]]]);
+    const keys = ["l", "g"].map((name) => `text_encoders.clip_${name}.transformer.${path}`);
+    const tensors = Object.fromEntries(
+      keys.flatMap((key) => [
+        [`${key}.lora_down.weight`, floats([2, 4])],
+        [`${key}.lora_up.weight`, floats([4, 2])],
+      ]),
+    );
+    await using file = await SafetensorsFile.open(await written(tensors));
+    expect(loraKeys(file.entries.keys()).naming).toBe("ComfyUI");
+    const { deltas } = await readLora(file, {
+      text_encoder: { parameters },
+      text_encoder_2: { parameters },
+    });
+    for (const network of ["text_encoder", "text_encoder_2"] as const)
+      expect([...deltas.get(network)!.keys()]).toEqual([...parameters.keys()]);
   });
 
   test("aliases of paths", async () => {
