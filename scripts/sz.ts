@@ -26,7 +26,7 @@ const BUDGET: Record<string, number> = {
   pipelines: 3750,
   data: 1050,
   train: 2100,
-  distill: 1100,
+  distill: 1350,
   eval: 700,
   serve: 2200,
   cli: 1550,

@@ -9,9 +9,9 @@ import { chunks } from "./buckets.ts";
 import type { Dataset } from "./dataset.ts";
 
 export interface LatentCacheOptions {
-  dataset: Dataset;
+  dataset: Pick<Dataset, "length" | "buckets" | "pixels" | "name" | "id">;
   /** [B,3,H,W] in [−1,1] → [B,C,h,w]; B is at most `batch`. */
-  encode: (pixels: FloatTensor) => Promise<FloatTensor>;
+  encode: (pixels: FloatTensor, indices: readonly number[]) => Promise<FloatTensor>;
   /** What latents depend on besides the picture: a hash of the autoencoder's weights, its scaling. */
   key: string;
   /** For this cache alone: cache files in it that no picture needs any more are removed. */
@@ -65,7 +65,7 @@ export async function latentCache(options: LatentCacheOptions): Promise<LatentCa
   };
   const encodeAll = async (indices: readonly number[]) => {
     const pixels = await dataset.pixels(indices);
-    const { shape, data } = await encode(pixels);
+    const { shape, data } = await encode(pixels, indices);
     if (shape.length !== 4 || shape[0] !== indices.length)
       throw new Error(`latents: pictures [${pixels.shape}] were encoded to [${shape}], expected [B,C,h,w]`);
     const n = data.length / indices.length;

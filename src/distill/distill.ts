@@ -29,6 +29,7 @@ import {
   type FitOptions,
   fit,
   hashOf,
+  type Job,
   type Material,
   type OpenOptions,
   openMaterial,
@@ -40,7 +41,7 @@ import {
 } from "../train/index.ts";
 import { loadSafetensors, matchKeys, SafetensorsFile, saveLora, saveSafetensors } from "../weights/index.ts";
 import { DISCRIMINATOR } from "./lightning.ts";
-import { phaseJob } from "./phase.ts";
+import { type PhaseOptions, phaseJob, phasePaths } from "./phase.ts";
 import { type DistillRecipe, isAdversarial, type Phase, type Stage } from "./recipe.ts";
 
 type Weights = Record<string, HostTensor>;
@@ -176,6 +177,7 @@ async function* runStage(
     if (isAdversarial(phase)) discriminator = folder;
   }
   students.set(stage.to, student);
+  await rm(join(recipe.out, `${stage.from}-${stage.to}`, PATHS), { recursive: true, force: true });
   if (stage.publish) await publish(context, stage, student, withLora);
   return discriminator;
 }
@@ -191,6 +193,8 @@ export function phaseTitle({ from, to }: Stage, { objective, lora, discriminator
  * with as it is there, to compare phases.
  */
 const STUDENT = "student.safetensors";
+/** Folder in a stage's, until the stage is done. */
+const PATHS = "paths";
 const DISCRIMINATOR_FILE = "discriminator.safetensors";
 
 interface PhaseRun {
@@ -231,7 +235,12 @@ async function* runPhase(context: Context, run: PhaseRun): AsyncGenerator<Progre
     signal: options.signal,
     watch: divergence(recipe.patience, phase.steps, folder),
   };
-  const training = fit(await jobOf(context, run), fitOptions);
+  const phaseOptions = await phaseOptionsOf(context, run);
+  await using paths = await phasePaths(phaseOptions, {
+    folder: join(folder, "..", PATHS),
+    onProgress: (...done) => options.onPrepare?.("walking the teacher's paths", ...done),
+  });
+  const training = fit(jobOf(context, run, { ...phaseOptions, paths }), fitOptions);
   let step = await training.next();
   try {
     for (; !step.done; step = await training.next()) yield step.value;
@@ -288,11 +297,11 @@ async function startOf({ phase, student }: PhaseRun): Promise<Weights> {
   return phase.lora ? ((await student.lora?.()) ?? {}) : student.unet();
 }
 
-async function jobOf(context: Context, run: PhaseRun) {
+async function phaseOptionsOf(context: Context, run: PhaseRun): Promise<PhaseOptions> {
   const { recipe, students, base } = context;
-  const { stage, phase, student, folder, discriminator } = run;
+  const { stage, phase, student, discriminator } = run;
   const teacher = students.get(phase.teacher ?? stage.from)!;
-  const job = phaseJob({
+  return {
     ...context,
     ...recipe,
     stage,
@@ -304,7 +313,11 @@ async function jobOf(context: Context, run: PhaseRun) {
       ? (await loadSafetensors(join(discriminator, DISCRIMINATOR_FILE))).tensors
       : {},
     loraScale: recipe.loraAlpha,
-  });
+  };
+}
+
+function jobOf({ recipe }: Context, { stage, phase, student, folder }: PhaseRun, options: PhaseOptions): Job {
+  const job = phaseJob(options);
   const preview = async (averaged: Weights, step: number) => {
     const file = join(folder, "preview.safetensors");
     const kind = phase.lora ? "lora" : "unet";

@@ -7,6 +7,7 @@ import { boundaryScalings, type PredictionType } from "../samplers/index.ts";
 import { type FloatTensor, floats, type Generator, type HostTensor } from "../tensor/index.ts";
 import {
   batchGenerator,
+  captionFeeds,
   conditionFeeds,
   type Job,
   type Material,
@@ -15,6 +16,7 @@ import {
 } from "../train/index.ts";
 import { lcmPasses } from "./lcm.ts";
 import { adversarialPasses, DISCRIMINATOR, ENCODER, msePasses, type Setting } from "./lightning.ts";
+import { type Paths, walkPaths } from "./paths.ts";
 import { type DistillRecipe, isAdversarial, type Phase, type Stage } from "./recipe.ts";
 
 type Weights = Readonly<Record<string, HostTensor>>;
@@ -54,6 +56,8 @@ export interface PhaseOptions {
   microBatch: number;
   seed: number;
   zeroEmptyPrompt: boolean;
+  /** Where the student starts from instead of noised pictures. */
+  paths?: Paths;
 }
 
 /** Steps of the teacher for one of the student. */
@@ -103,6 +107,7 @@ export function passesOf(
 export function phaseJob(options: PhaseOptions): Job {
   const { config, stage, phase, material, teacher, student, base, discriminator, microBatch } = options;
   const { data, bank, scaleFactor, latents } = material;
+  const { paths } = options;
   const setting = phaseSetting(stage, phase, options);
   const [passes, ...variants] = data.buckets.map((bucket) => {
     const [height, width] = [bucket.height / scaleFactor, bucket.width / scaleFactor];
@@ -118,7 +123,7 @@ export function phaseJob(options: PhaseOptions): Job {
   if (phase.discriminatorAlone) freeze(student.weights);
   if (isAdversarial(phase) && options.discriminatorEncoder === "frozen") freeze(base, ENCODER);
   const sampler = batchSampler({
-    members: data.buckets.map((b) => b.members),
+    members: paths?.members ?? data.buckets.map((b) => b.members),
     batch: microBatch,
     seed: options.seed,
   });
@@ -132,9 +137,14 @@ export function phaseJob(options: PhaseOptions): Job {
     feeds: async (at) => {
       const { indices } = sampler.at(at);
       const random = generator(options, at);
-      const clean = await latents(indices);
+      if (paths)
+        return {
+          ...pathFeeds(await paths.at(indices), options, random),
+          ...captionFeeds(material, paths.captions(indices)),
+          ...empty,
+        };
       return {
-        ...levelFeeds(clean, options, random),
+        ...noisedFeeds(await latents(indices), options, random),
         ...conditionFeeds(material, indices, random),
         ...empty,
       };
@@ -169,15 +179,42 @@ function emptyPrompt({ material, zeroEmptyPrompt }: PhaseOptions): Record<string
   return { empty_hidden: value(hidden), empty_pooled: value(pooled) };
 }
 
-/** Times of the student among 1 … T. Noise is pure at T, whatever the schedule says (§3.5). */
-function studentTime({ stage, phase, alphas }: PhaseOptions, random: Generator): number {
+/** Times of the student among 1 … T. */
+function studentTimes({ stage, phase, alphas }: PhaseOptions): number[] {
   const T = alphas.length;
   const { from, to } = stage;
   const { timesteps = stage.timesteps } = phase;
-  if (Array.isArray(timesteps)) return timesteps[random.integer(timesteps.length)];
-  if (timesteps === "all") return 1 + random.integer(T);
-  const places = phase.objective === "lcm" ? from : to;
-  return Math.round((T * (1 + random.integer(places))) / places);
+  if (Array.isArray(timesteps)) return timesteps;
+  const places = timesteps === "all" ? T : phase.objective === "lcm" ? from : to;
+  return Array.from({ length: places }, (_, k) => Math.round((T * (1 + k)) / places));
+}
+
+/**
+ * The paths that the teacher of a phase walks, where it asks for them.
+ * @param folder keeps them.
+ */
+export async function phasePaths(
+  options: PhaseOptions,
+  { folder, onProgress }: Pick<Parameters<typeof walkPaths>[0], "folder" | "onProgress">,
+): Promise<Paths | undefined> {
+  const { stage, phase, config, material, alphas, microBatch, teacher } = options;
+  if (!phase.paths) return undefined;
+  const { count, steps = phase.teacher ?? stage.from } = phase.paths;
+  const setting = phaseSetting(stage, phase, options);
+  const { tokens, pooledSize: pooled } = material.bank;
+  return walkPaths({
+    ...{ material, count, folder, onProgress, seed: options.seed },
+    setting: { ...setting, config, batch: { batch: microBatch, height: 0, width: 0, tokens, pooled } },
+    weights: new Map(Object.entries(teacher.weights).map(([k, t]) => [`teacher.${k}`, t])),
+    empty: setting.guidance > 1 ? emptyPrompt(options) : {},
+    times: Array.from({ length: steps }, (_, k) => Math.round((alphas.length * (steps - k)) / steps)),
+    points: studentTimes(options),
+    levels: (from, to) =>
+      levelRows(
+        Array.from({ length: microBatch }, () => [from, to]),
+        alphas,
+      ),
+  });
 }
 
 /** Times of the teacher's path from t down to where the student's step ends. */
@@ -194,31 +231,78 @@ function levelOf(time: number, alphas: Float32Array): [alpha: number, sigma: num
   return [Math.sqrt(alphas[time - 1]), Math.sqrt(1 - alphas[time - 1]), time - 1];
 }
 
-/** Noisy latents, and the levels of noise on the teacher's way. */
-function levelFeeds(
-  clean: FloatTensor,
-  options: PhaseOptions,
-  random: Generator,
-): Record<string, FloatTensor> {
-  const { alphas, stage, phase } = options;
-  const B = clean.shape[0];
-  const n = clean.data.length / B;
-  const sample = random.randn(clean.shape);
-  const count = phase.objective === "convert" ? 2 : teacherSteps(stage, phase) + 1;
+/** √ᾱ, √(1 − ᾱ) and timesteps at the times of each sample, [times,B]. */
+function levelRows(
+  times: readonly (readonly number[])[],
+  alphas: Float32Array,
+): Record<"alphas" | "sigmas" | "timesteps", FloatTensor> {
+  const [B, count] = [times.length, times[0].length];
   const rows = { alphas: floats([count, B]), sigmas: floats([count, B]), timesteps: floats([count, B]) };
-  for (let b = 0; b < B; b++) {
-    const t = studentTime(options, random);
-    for (const [k, time] of path(t, options).entries()) {
+  for (const [b, all] of times.entries())
+    for (const [k, time] of all.entries()) {
       const [alpha, sigma, timestep] = levelOf(time, alphas);
       rows.alphas.data[k * B + b] = alpha;
       rows.sigmas.data[k * B + b] = sigma;
       rows.timesteps.data[k * B + b] = timestep;
     }
-    if (t === alphas.length) continue; // pure noise
-    const [alpha, sigma] = [rows.alphas.data[b], rows.sigmas.data[b]];
-    for (let i = b * n; i < (b + 1) * n; i++) sample.data[i] = alpha * clean.data[i] + sigma * sample.data[i];
+  return rows;
+}
+
+/** The levels of noise on the teacher's way from where the student is, and what else an objective needs. */
+function stepFeeds(
+  shape: readonly number[],
+  times: readonly number[],
+  options: PhaseOptions,
+  random: Generator,
+): Record<string, FloatTensor> {
+  const rows = levelRows(
+    times.map((t) => path(t, options)),
+    options.alphas,
+  );
+  return { ...rows, ...noiseFeeds(shape, options, random), ...boundaryFeeds(rows, options.phase) };
+}
+
+/** Noised pictures; noise is pure at T, whatever the schedule says (§3.5). */
+function noisedFeeds(
+  { shape, data }: FloatTensor,
+  options: PhaseOptions,
+  random: Generator,
+): Record<string, FloatTensor> {
+  const { alphas } = options;
+  const sample = random.randn(shape);
+  const n = data.length / shape[0];
+  const choices = studentTimes(options);
+  const times = Array.from({ length: shape[0] }, () => choices[random.integer(choices.length)]);
+  for (const [b, t] of times.entries()) {
+    if (t === alphas.length) continue;
+    const [alpha, sigma] = levelOf(t, alphas);
+    for (let i = b * n; i < (b + 1) * n; i++) sample.data[i] = alpha * data[i] + sigma * sample.data[i];
   }
-  return { sample, ...rows, ...noiseFeeds(clean.shape, options, random), ...boundaryFeeds(rows, phase) };
+  return { sample, ...stepFeeds(shape, times, options, random) };
+}
+
+/** Points of paths [B,P,C,h,w], one of each. At T it is noise that was never walked from. */
+function pathFeeds(
+  { shape: [B, P, ...rest], data }: FloatTensor,
+  options: PhaseOptions,
+  random: Generator,
+): Record<string, FloatTensor> {
+  const sample = random.randn([B, ...rest]);
+  const n = data.length / B / P;
+  const choices = studentTimes(options);
+  const places = Array.from({ length: B }, () => random.integer(P));
+  for (const [b, p] of places.entries())
+    if (choices[p] !== options.alphas.length)
+      sample.data.set(data.subarray((b * P + p) * n, (b * P + p + 1) * n), b * n);
+  return {
+    sample,
+    ...stepFeeds(
+      sample.shape,
+      places.map((p) => choices[p]),
+      options,
+      random,
+    ),
+  };
 }
 
 /** Noise for what the discriminator sees, at times of their own. */

@@ -9,7 +9,7 @@ import { compile } from "../runtime/index.ts";
 import { sizeOf } from "../tensor/index.ts";
 import { optimizerOf, type Pass, passGraph, replicasFor, sideStep, trainedBy } from "../train/index.ts";
 import { phaseTitle } from "./distill.ts";
-import { DISCRIMINATOR, ENCODER, type Setting } from "./lightning.ts";
+import { DISCRIMINATOR, ENCODER, type Setting, teacherPass } from "./lightning.ts";
 import { passesOf, phaseSetting } from "./phase.ts";
 import type { DistillRecipe, Phase } from "./recipe.ts";
 
@@ -26,6 +26,8 @@ export interface PhaseEstimate {
   discriminator: number;
   /** Of one optimiser step, all passes. */
   gflop: number;
+  /** Of the teacher's walks before the first step, unless a phase before left them on disk. */
+  walkGflop: number;
   /** Weights, gradients, optimiser state and activations of all replicas, about. */
   bytes: number;
   /** At `efficiency` of the machine's speed. */
@@ -80,6 +82,7 @@ export async function planDistillation(
         replicas,
         gflops,
         title: phaseTitle(stage, phase),
+        walks: phase.paths && { steps: phase.teacher ?? stage.from, ...phase.paths },
       });
     }),
   );
@@ -97,14 +100,17 @@ interface Estimating {
   replicas: number;
   gflops: number;
   title: string;
+  /** Of the teacher. */
+  walks?: { count: number; steps: number };
 }
 
 function estimate(
   passes: readonly Pass[],
-  { steps, guidance }: Setting,
+  setting: Setting,
   phase: Phase,
-  { recipe, replicas: most, gflops, title }: Estimating,
+  { recipe, replicas: most, gflops, title, walks }: Estimating,
 ): PhaseEstimate {
+  const { steps, guidance } = setting;
   const batch = phase.batch ?? recipe.batch;
   const replicas = replicasFor(batch / recipe.microBatch, most);
   const frozen = frozenOf(passes, phase, recipe);
@@ -114,6 +120,8 @@ function estimate(
   const [trained, discriminator = 0] = phase.discriminatorAlone ? [0, ...learning] : learning;
   const flops = passes.reduce((sum, pass) => sum + flopsOf(passGraph(pass, frozen)), 0);
   const gflop = (flops * batch) / recipe.microBatch / 1e9;
+  const walkStep = walks ? flopsOf(passGraph(teacherPass({ ...setting, steps: 1 }))) : 0;
+  const walkGflop = walks ? (walkStep * walks.steps * walks.count) / recipe.microBatch / 1e9 : 0;
   // Each replica has parameters, gradients and state of its own; one more of each is shared.
   const states = optimizerOf(phase.optimizer ?? recipe.optimizer).state.length + 1;
   const perParameter = replicas * (2 + states) + 1 + replicas + states;
@@ -127,8 +135,9 @@ function estimate(
     trained,
     discriminator,
     gflop,
+    walkGflop,
     bytes: 4 * floats,
-    seconds: (phase.steps * gflop) / (gflops * EFFICIENCY),
+    seconds: (walkGflop + phase.steps * gflop) / (gflops * EFFICIENCY),
   };
 }
 

@@ -29,6 +29,11 @@ const phase = z.strictObject({
   teacher: count.optional(),
   /** Instead of the stage's: the time of the last step alone, for example, where D is to see clean latents only. */
   timesteps: times.optional(),
+  /**
+   * The student starts from points on paths that the teacher walks from pure noise, `count` of them in `steps` steps
+   * (default: the teacher's), instead of from noised pictures.
+   */
+  paths: z.strictObject({ count, steps: count.optional() }).optional(),
   /** Times at which D sees its latents noised again, and how often each. */
   renoise: z
     .strictObject({ timesteps: z.array(time).min(1), weights: z.array(z.number().positive()) })
@@ -127,6 +132,22 @@ function matchesSteps({ objective, teacher }: Phase, from: number): boolean {
 /** Fields of a phase that mean something to a discriminator only. */
 const ADVERSARIAL_FIELDS = ["renoise", "discriminatorRate", "discriminatorAlone"] as const;
 
+/** Why a phase cannot start from its paths: they pass some of its times by. */
+function offPath(
+  { from, to, timesteps }: Stage,
+  { paths, timesteps: own = timesteps, teacher = from }: Phase,
+): string | undefined {
+  if (!paths) return undefined;
+  const { steps = teacher } = paths;
+  const stops = new Set(Array.from({ length: steps }, (_, k) => Math.round((1000 * (k + 1)) / steps)));
+  const missed = Array.isArray(own) ? own.find((t) => !stops.has(t)) : undefined;
+  if (missed !== undefined) return `paths of ${steps} steps do not stop at the timestep ${missed}`;
+  if (own === "all") return `paths of ${steps} steps do not stop at all timesteps; give a list, or "grid"`;
+  return own === "grid" && steps % to !== 0
+    ? `paths of ${steps} steps do not stop at those of ${to}`
+    : undefined;
+}
+
 function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undefined {
   let rank: number | undefined; // of the LoRA that goes from stage to stage
   let simple = false; // whether the student predicts clean latents
@@ -156,6 +177,8 @@ function problemOf({ stages, batch, microBatch }: DistillRecipe): string | undef
         return `${here}.teacher is ${teacher}; give one of ${[from, ...earlier].join(", ")}`;
       if (teacher !== from && teacher % to !== 0)
         return `${here}.teacher is ${teacher}, no multiple of ${to}`;
+      const astray = offPath(stage, phase);
+      if (astray) return `${here}: ${astray}`;
       if (renoise && renoise.weights.length !== renoise.timesteps.length)
         return `${here}.renoise has ${renoise.timesteps.length} timesteps and ${renoise.weights.length} weights`;
       const lost = ADVERSARIAL_FIELDS.find((field) => phase[field] !== undefined);

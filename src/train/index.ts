@@ -21,5 +21,5 @@ export {
 export { fieldError, hashOf, parseRecipe, type Recipe, readRecipe, recipeFields } from "./recipe.ts";
 export { type TrainOptions, train } from "./run.ts";
 export { type StepGraph, type StepOptions, trainStep } from "./step.ts";
-export { batchGenerator, conditionFeeds } from "./tasks.ts";
+export { batchGenerator, captionFeeds, conditionFeeds } from "./tasks.ts";
 export { type UNetBatch, unetLoss } from "./unet.ts";

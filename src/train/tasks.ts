@@ -256,27 +256,45 @@ function timeIdsFeed(data: Dataset, indices: readonly number[]): FloatTensor {
   );
 }
 
-/** What a UNet is told of some pictures: a random caption of each (zeros, as SDXL's empty one, for a share), sizes. */
-export function conditionFeeds(
+/** What a UNet is told: captions, by their rows in the bank (zeros, as SDXL's empty one, where `dropped`), and sizes. */
+export function captionFeeds(
   { data, bank }: { data: Dataset; bank: CaptionBank },
-  indices: readonly number[],
-  random: Generator,
-  dropPrompt = 0,
+  rows: readonly number[],
+  dropped: readonly boolean[] = [],
 ): Record<"hidden" | "pooled" | "time_ids", FloatTensor> {
   const { hiddenSize, pooledSize, perPicture } = bank;
-  const hidden = new Float32Array(indices.length * hiddenSize);
-  const pooled = new Float32Array(indices.length * pooledSize);
-  for (const [b, index] of indices.entries()) {
-    const row = index * perPicture + random.integer(perPicture);
-    if (random.random() < dropPrompt) continue;
+  const hidden = new Float32Array(rows.length * hiddenSize);
+  const pooled = new Float32Array(rows.length * pooledSize);
+  for (const [b, row] of rows.entries()) {
+    if (dropped[b]) continue;
     hidden.set(bank.hidden.subarray(row * hiddenSize, (row + 1) * hiddenSize), b * hiddenSize);
     pooled.set(bank.pooled.subarray(row * pooledSize, (row + 1) * pooledSize), b * pooledSize);
   }
+  const pictures = rows.map((row) => Math.floor(row / perPicture));
   return {
-    hidden: floats([indices.length, bank.tokens, hiddenSize / bank.tokens], hidden),
-    pooled: floats([indices.length, pooledSize], pooled),
-    time_ids: timeIdsFeed(data, indices),
+    hidden: floats([rows.length, bank.tokens, hiddenSize / bank.tokens], hidden),
+    pooled: floats([rows.length, pooledSize], pooled),
+    time_ids: timeIdsFeed(data, pictures),
   };
+}
+
+/** What a UNet is told of some pictures: a random caption of each, dropped for a share, and sizes. */
+export function conditionFeeds(
+  material: { data: Dataset; bank: CaptionBank },
+  indices: readonly number[],
+  random: Generator,
+  dropPrompt = 0,
+): ReturnType<typeof captionFeeds> {
+  const { perPicture } = material.bank;
+  const drawn = indices.map((index) => ({
+    row: index * perPicture + random.integer(perPicture),
+    dropped: random.random() < dropPrompt,
+  }));
+  return captionFeeds(
+    material,
+    drawn.map(({ row }) => row),
+    drawn.map(({ dropped }) => dropped),
+  );
 }
 
 /** Where the prompts of a UNet's training come from. */

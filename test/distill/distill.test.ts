@@ -30,7 +30,7 @@ const stages: { phases: object[]; [field: string]: unknown }[] = [
     to: 4,
     guidance: 3,
     publish: false,
-    phases: [{ objective: "mse", lora: 2, steps: 2, learningRate }],
+    phases: [{ objective: "mse", lora: 2, steps: 2, learningRate, paths: { count: 6 } }],
   },
   {
     from: 4,

@@ -84,6 +84,21 @@ describe("a recipe that cannot be trained is told why", () => {
       "stages.0.phases.0.renoise is for adversarial objectives; mse has no discriminator",
     ],
     [
+      "times that paths pass by",
+      [{ ...first, timesteps: [250, 300], phases: [phase("mse", { paths: { count: 8 } })] }],
+      "stages.0.phases.0: paths of 32 steps do not stop at the timestep 300",
+    ],
+    [
+      "paths for all times",
+      [{ ...first, timesteps: "all", phases: [phase("mse", { paths: { count: 8 } })] }],
+      'stages.0.phases.0: paths of 32 steps do not stop at all timesteps; give a list, or "grid"',
+    ],
+    [
+      "paths of other steps",
+      [{ ...first, phases: [phase("mse", { paths: { count: 8, steps: 6 } })] }],
+      "stages.0.phases.0: paths of 6 steps do not stop at those of 8",
+    ],
+    [
       "weights for other times",
       [{ ...first, phases: [phase("conditional", { renoise: { ...noisy, weights: [1] } })] }],
       "stages.0.phases.0.renoise has 2 timesteps and 1 weights",
@@ -149,7 +164,18 @@ test("the plan counts parameters, evaluations and work", async () => {
   for (const p of plan.phases) {
     expect(p.bytes).toBeGreaterThan(4 * 7 * p.trained);
     expect(p.seconds * plan.gflops * plan.efficiency).toBeCloseTo(p.steps * p.gflop, 6);
+    expect(p.walkGflop).toBe(0);
   }
+  const walking = stages.map((stage) => ({
+    ...stage,
+    phases: stage.phases.map((p) => ({ ...p, paths: { count: 10 } })),
+  }));
+  const [, walk, unguided] = (await planned({ stages: walking })).phases;
+  expect(walk.walkGflop).toBeCloseTo(4 * unguided.walkGflop, 6); // twice the steps, and guidance
+  expect(walk.seconds / (walk.steps * walk.gflop + walk.walkGflop)).toBeCloseTo(
+    unguided.seconds / (unguided.steps * unguided.gflop + unguided.walkGflop),
+    2,
+  );
   const data = { kind: "pictures", path: "pictures", size: 60 };
   await expect(planned({ data })).rejects.toThrow("data.size is 60; distill needs a multiple of 16");
   expect(plan.seconds).toBeCloseTo(
