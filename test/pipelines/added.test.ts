@@ -197,26 +197,15 @@ test.each(["diffusers", "checkpoint"] as const)(
   },
 );
 
-test.each(["float8_e4m3fn", "float8_e5m2"] as const)(
-  "weights in %s are what they were rounded to",
-  async (dtype) => {
-    const rounded = Object.entries(own).map(([name, t]) => [name, castTensor(t, dtype)] as const);
-    await saveSafetensors(at("8.safetensors"), Object.fromEntries(rounded));
-    const floats32 = rounded.map(([name, t]) => [name, toFloat32(t)]);
-    await saveSafetensors(at("32.safetensors"), Object.fromEntries(floats32));
-    const [eight, exact] = [
-      await picture({ unet: at("8.safetensors") }),
-      await picture({ unet: at("32.safetensors") }),
-    ];
-    expect(apart(eight, exact)).toBeLessThanOrEqual(1);
-    expect(apart(eight, plain)).toBeGreaterThan(4);
-    const int8 = { precision: "int8", choices: { minimum: 145 } } as const;
-    process.env.FEWSTEP_CACHE = at("cache");
-    expect(await picture({ unet: at("8.safetensors"), ...int8 })).toEqual(
-      await picture({ unet: at("32.safetensors"), ...int8 }),
-    );
-  },
-);
+test("weights in floats of 8 bits are what they were rounded to", async () => {
+  const rounded = Object.entries(own).map(([name, t]) => [name, castTensor(t, "float8_e4m3fn")] as const);
+  await saveSafetensors(at("8.safetensors"), Object.fromEntries(rounded));
+  const exact = rounded.map(([name, t]) => [name, toFloat32(t)]);
+  await saveSafetensors(at("32.safetensors"), Object.fromEntries(exact));
+  const made = await picture({ unet: at("8.safetensors") });
+  expect(apart(made, await picture({ unet: at("32.safetensors") }))).toBeLessThanOrEqual(1);
+  expect(apart(made, plain)).toBeGreaterThan(4);
+});
 
 test("CosXL, whose noise is of another kind, is refused", async () => {
   await saveSafetensors(at("c.safetensors"), { ...own, "edm_vpred.sigma_max": floats([], [120]) });
