@@ -9,9 +9,9 @@ import { chunks } from "./buckets.ts";
 import type { Dataset } from "./dataset.ts";
 
 export interface LatentCacheOptions {
-  dataset: Pick<Dataset, "length" | "buckets" | "pixels" | "name" | "id">;
-  /** [B,3,H,W] in [−1,1] → [B,C,h,w]; B is at most `batch`. */
-  encode: (pixels: FloatTensor, indices: readonly number[]) => Promise<FloatTensor>;
+  dataset: Pick<Dataset, "length" | "buckets" | "name" | "id">;
+  /** Latents [B,C,h,w] of pictures of one bucket, at most `batch`. */
+  encode: (indices: readonly number[]) => Promise<FloatTensor>;
   /** What latents depend on besides the picture: a hash of the autoencoder's weights, its scaling. */
   key: string;
   /** For this cache alone: cache files in it that no picture needs any more are removed. */
@@ -64,10 +64,9 @@ export async function latentCache(options: LatentCacheOptions): Promise<LatentCa
     await rm(path);
   };
   const encodeAll = async (indices: readonly number[]) => {
-    const pixels = await dataset.pixels(indices);
-    const { shape, data } = await encode(pixels, indices);
+    const { shape, data } = await encode(indices);
     if (shape.length !== 4 || shape[0] !== indices.length)
-      throw new Error(`latents: pictures [${pixels.shape}] were encoded to [${shape}], expected [B,C,h,w]`);
+      throw new Error(`latents: ${indices.length} pictures were encoded to [${shape}], expected [B,C,h,w]`);
     const n = data.length / indices.length;
     return indices.map((index, b): [string, FloatTensor] => {
       const latent = floats(shape.slice(1), data.slice(b * n, (b + 1) * n));

@@ -5,18 +5,20 @@
  */
 
 import { createHash } from "node:crypto";
-import { type Dataset, latentCache } from "../data/index.ts";
+import { type Bucket, latentCache } from "../data/index.ts";
 import { graph } from "../graph/index.ts";
 import { compile, type Program } from "../runtime/index.ts";
-import { type FloatTensor, floats, Generator, type HostTensor } from "../tensor/index.ts";
-import { captionFeeds, type Material } from "../train/index.ts";
+import { type FloatTensor, floats, Generator, type HostTensor, sizeOf } from "../tensor/index.ts";
+import { captionFeeds, type Material, type UNetBatch } from "../train/index.ts";
 import { type Setting, teacherPass } from "./lightning.ts";
 
 /** Where the teacher goes. */
 export interface PathsOptions {
   material: Material;
-  /** Of one step, with the teacher's guidance; its batch says how many paths are walked at a time. */
-  setting: Omit<Setting, "steps">;
+  /** Of one step, with the teacher's guidance. */
+  setting: Omit<Setting, "steps" | "batch">;
+  /** Sizes of what is walked at a time with latents of a bucket. */
+  batchOf(bucket: Bucket): UNetBatch;
   /** Inputs of a step from one time to the next, the same for all latents. */
   levels(from: number, to: number): Record<string, FloatTensor>;
   /** Encoding of the empty prompt, where there is guidance. */
@@ -37,10 +39,10 @@ export interface PathsOptions {
 export interface Paths extends AsyncDisposable {
   /** Paths of one size each, as a dataset has buckets of pictures. */
   members: readonly (readonly number[])[];
-  /** The caption that a path is about, as a row of the caption bank. */
-  captions(paths: readonly number[]): number[];
+  /** The caption that each path is about, as a row of the caption bank. */
+  captions: readonly number[];
   /** Latents at all points of paths of one size, [B,P,C,h,w]. */
-  at(paths: readonly number[]): Promise<FloatTensor>;
+  latents(paths: readonly number[]): Promise<FloatTensor>;
 }
 
 /** Seed of the noise that a path starts from: far from those that people, and `fewstep eval`, draw with. */
@@ -48,90 +50,82 @@ export function pathSeed(seed: number, path: number): number {
   return 2 ** 31 + 1e5 * seed + path;
 }
 
-/** Walks all paths that were not walked before. Each has a caption of its own, and noise. Free it. */
+/** Walks all paths that were not walked before. Each has a random caption, and noise of its own. Free it. */
 export async function walkPaths(options: PathsOptions): Promise<Paths> {
-  const { material, setting, weights, count, times, points, seed } = options;
+  const { material, setting, batchOf, weights, count, times, points, folder, seed, onProgress } = options;
   const { data, bank } = material;
   const random = new Generator(seed);
-  const rows = Array.from({ length: count }, () => random.integer(data.length * bank.perPicture));
-  const bucketOf = new Map(data.buckets.flatMap(({ members }, b) => members.map((i) => [i, b] as const)));
-  const picture = (path: number) => Math.floor(rows[path] / bank.perPicture);
-  const buckets = data.buckets.map((bucket, b) => ({
-    ...bucket,
-    members: rows.flatMap((_, path) => (bucketOf.get(picture(path)) === b ? [path] : [])),
-  }));
-  const { batch: B } = setting.batch;
-  const programs = new Map<number, Promise<Program>>();
-  const programOf = (b: number): Promise<Program> => {
-    const { height, width } = sidesOf(b);
-    const known = programs.get(b);
-    if (known) return known;
-    const pass = teacherPass({ ...setting, batch: { ...setting.batch, height, width }, steps: 1 });
-    const program = compile(graph(pass.outputs!), { weights });
-    programs.set(b, program);
-    return program;
-  };
-  const sidesOf = (b: number) => ({
-    height: buckets[b].height / material.scaleFactor,
-    width: buckets[b].width / material.scaleFactor,
+  const captions = Array.from({ length: count }, () => random.integer(data.length * bank.perPicture));
+  const buckets = data.buckets.map((bucket) => {
+    const pictures = new Set(bucket.members);
+    const isHere = (row: number) => pictures.has(Math.floor(row / bank.perPicture));
+    return { ...bucket, members: captions.flatMap((row, path) => (isHere(row) ? [path] : [])) };
   });
-  const noise = (path: number, shape: readonly number[]) =>
-    new Generator(pathSeed(seed, path)).randn([1, ...shape]).data;
-
-  /** [B,P·C,h,w] */
-  const walk = async (_: FloatTensor, paths: readonly number[]): Promise<FloatTensor> => {
-    const b = bucketOf.get(picture(paths[0]))!;
-    const { height, width } = sidesOf(b);
-    const program = await programOf(b);
-    const shape = [setting.config.in_channels, height, width];
-    const size = shape.reduce((n, d) => n * d, 1);
-    const all = Array.from({ length: B }, (_, i) => paths[Math.min(i, paths.length - 1)]); // the program's batch
-    const told = {
-      ...captionFeeds(
-        material,
-        all.map((path) => rows[path]),
-      ),
-      ...options.empty,
-    };
-    const walked = floats([paths.length, points.length * shape[0], ...shape.slice(1)]);
-    let sample = floats([B, ...shape]);
-    for (const [i, path] of all.entries()) sample.data.set(noise(path, shape), i * size);
-    for (const [k, time] of times.entries()) {
-      const p = points.indexOf(time);
-      for (let i = 0; p >= 0 && i < paths.length; i++)
-        walked.data.set(sample.data.subarray(i * size, (i + 1) * size), (i * points.length + p) * size);
-      const next = times[k + 1] ?? 0;
-      if (time <= Math.min(...points)) break;
-      const { target } = await program.run({ sample, ...options.levels(time, next), ...told });
-      sample = target as FloatTensor;
-    }
-    return walked;
+  const programs = new Map<Bucket, Program>();
+  const encode = async (paths: readonly number[]): Promise<FloatTensor> => {
+    const bucket = buckets.find(({ members }) => members.includes(paths[0]))!;
+    const size = batchOf(bucket);
+    const pass = teacherPass({ ...setting, batch: size, steps: 1 });
+    const program = programs.get(bucket) ?? (await compile(graph(pass.outputs!), { weights }));
+    programs.set(bucket, program);
+    const full = Array.from({ length: size.batch }, (_, i) => paths[Math.min(i, paths.length - 1)]);
+    const shape = [setting.config.in_channels, size.height, size.width];
+    const starts = full.map((path) => new Generator(pathSeed(seed, path)).randn(shape));
+    const rows = full.map((path) => captions[path]);
+    const told = { ...captionFeeds(material, rows), ...options.empty };
+    const walked = await walk(program, stacked(starts), told, options);
+    const n = sizeOf(shape);
+    const list = paths.flatMap((_, i) =>
+      walked.map((x) => floats(shape, x.data.subarray(i * n, (i + 1) * n))),
+    );
+    const { data } = stacked(list);
+    return floats([paths.length, points.length * shape[0], ...shape.slice(1)], data);
   };
-  const hash = createHash("sha256");
-  for (const [name, { data }] of weights) hash.update(name).update(data);
-  const key = JSON.stringify([hash.digest("hex"), setting.guidance, times, points, seed]);
-  const told = (path: number) => {
-    const digest = createHash("sha256");
-    for (const { data } of Object.values(captionFeeds(material, [rows[path]]))) digest.update(data);
-    return digest.digest("hex");
-  };
-  const dataset: Pick<Dataset, "length" | "buckets" | "pixels" | "name" | "id"> = {
-    length: count,
-    buckets,
-    pixels: async (paths) => floats([paths.length, 0]),
-    name: (path) => `path ${path}`,
-    id: (path) => `${path} ${told(path)}`,
-  };
-  const { folder, onProgress } = options;
-  const cache = await latentCache({ dataset, encode: walk, key, folder, batch: B, onProgress });
-  for (const program of programs.values()) await (await program).dispose();
+  const id = (path: number) => `${path} ${hashOf(captionFeeds(material, [captions[path]]))}`;
+  const dataset = { length: count, buckets, name: (path: number) => `path ${path}`, id };
+  const key = JSON.stringify([hashOf(Object.fromEntries(weights)), setting.guidance, times, points, seed]);
+  const batch = batchOf(data.buckets[0]).batch;
+  const cache = await latentCache({ dataset, encode, key, folder, batch, onProgress });
+  for (const program of programs.values()) await program.dispose();
   return {
     members: buckets.map(({ members }) => members),
-    captions: (paths) => paths.map((path) => rows[path]),
-    at: async (paths) => {
+    captions,
+    latents: async (paths) => {
       const { shape, data } = await cache.latents(paths);
       return floats([paths.length, points.length, shape[1] / points.length, ...shape.slice(2)], data);
     },
     [Symbol.asyncDispose]: () => cache[Symbol.asyncDispose](),
   };
+}
+
+/** Latents at the points, in their order, [B,C,h,w] each. */
+async function walk(
+  program: Program,
+  start: FloatTensor,
+  told: Readonly<Record<string, HostTensor>>,
+  { times, points, levels }: Pick<PathsOptions, "times" | "points" | "levels">,
+): Promise<FloatTensor[]> {
+  const passed = new Map<number, FloatTensor>();
+  const last = Math.min(...points);
+  let sample = start;
+  for (const [k, time] of times.entries()) {
+    passed.set(time, sample);
+    if (time === last) break;
+    const { target } = await program.run({ sample, ...levels(time, times[k + 1]), ...told });
+    sample = target as FloatTensor;
+  }
+  return points.map((time) => passed.get(time)!);
+}
+
+function stacked(list: readonly FloatTensor[]): FloatTensor {
+  const [{ shape, data }] = list;
+  const out = floats([list.length, ...shape]);
+  for (const [i, t] of list.entries()) out.data.set(t.data, i * data.length);
+  return out;
+}
+
+function hashOf(tensors: Readonly<Record<string, HostTensor>>): string {
+  const hash = createHash("sha256");
+  for (const [name, { data }] of Object.entries(tensors)) hash.update(name).update(data);
+  return hash.digest("hex");
 }

@@ -1,6 +1,6 @@
 /** @file One phase of a distillation as a job: its passes, and the batches that they are fed. */
 
-import { type BatchPlace, batchSampler } from "../data/index.ts";
+import { type BatchPlace, type Bucket, batchSampler } from "../data/index.ts";
 import type { DiscriminatorHeads, UNetConfig } from "../models/index.ts";
 import { type Adapter, loraScope, rootScope } from "../nn/index.ts";
 import { boundaryScalings, type PredictionType } from "../samplers/index.ts";
@@ -13,6 +13,7 @@ import {
   type Material,
   type Pass,
   trainedBy,
+  type UNetBatch,
 } from "../train/index.ts";
 import { lcmPasses } from "./lcm.ts";
 import { adversarialPasses, DISCRIMINATOR, ENCODER, msePasses, type Setting } from "./lightning.ts";
@@ -103,17 +104,24 @@ export function passesOf(
   });
 }
 
+/** Sizes of a micro-batch of one bucket. */
+function batchOf(
+  { material: { bank, scaleFactor }, microBatch }: Pick<PhaseOptions, "material" | "microBatch">,
+  { height, width }: Bucket,
+): UNetBatch {
+  const [h, w] = [height / scaleFactor, width / scaleFactor];
+  return { batch: microBatch, height: h, width: w, tokens: bank.tokens, pooled: bank.pooledSize };
+}
+
 /** The job of a phase. `preview` and `start` for keys that it does not know are left to the caller. */
 export function phaseJob(options: PhaseOptions): Job {
   const { config, stage, phase, material, teacher, student, base, discriminator, microBatch } = options;
-  const { data, bank, scaleFactor, latents } = material;
+  const { data, latents } = material;
   const { paths } = options;
   const setting = phaseSetting(stage, phase, options);
-  const [passes, ...variants] = data.buckets.map((bucket) => {
-    const [height, width] = [bucket.height / scaleFactor, bucket.width / scaleFactor];
-    const batch = { batch: microBatch, height, width, tokens: bank.tokens, pooled: bank.pooledSize };
-    return passesOf({ ...setting, config, batch }, phase, options.discriminatorHeads);
-  });
+  const [passes, ...variants] = data.buckets.map((bucket) =>
+    passesOf({ ...setting, config, batch: batchOf(options, bucket) }, phase, options.discriminatorHeads),
+  );
   const frozen = new Map<string, HostTensor>();
   const freeze = (weights: Weights, prefix = "") => {
     for (const [k, t] of Object.entries(weights)) frozen.set(`${prefix}${k}`, t);
@@ -139,8 +147,11 @@ export function phaseJob(options: PhaseOptions): Job {
       const random = generator(options, at);
       if (paths)
         return {
-          ...pathFeeds(await paths.at(indices), options, random),
-          ...captionFeeds(material, paths.captions(indices)),
+          ...pathFeeds(await paths.latents(indices), options, random),
+          ...captionFeeds(
+            material,
+            indices.map((path) => paths.captions[path]),
+          ),
           ...empty,
         };
       return {
@@ -201,10 +212,10 @@ export async function phasePaths(
   if (!phase.paths) return undefined;
   const { count, steps = phase.teacher ?? stage.from } = phase.paths;
   const setting = phaseSetting(stage, phase, options);
-  const { tokens, pooledSize: pooled } = material.bank;
   return walkPaths({
     ...{ material, count, folder, onProgress, seed: options.seed },
-    setting: { ...setting, config, batch: { batch: microBatch, height: 0, width: 0, tokens, pooled } },
+    setting: { ...setting, config },
+    batchOf: (bucket) => batchOf(options, bucket),
     weights: new Map(Object.entries(teacher.weights).map(([k, t]) => [`teacher.${k}`, t])),
     empty: setting.guidance > 1 ? emptyPrompt(options) : {},
     times: Array.from({ length: steps }, (_, k) => Math.round((alphas.length * (steps - k)) / steps)),

@@ -99,16 +99,16 @@ function operand(v: Value, emit: Emitter, names: ReadonlyMap<Value, string[]>, o
 }
 
 function isStoredOtherwise(v: Value, options: EmitOptions): boolean {
-  return (storedType(v, options) ?? v.dtype) !== v.dtype;
+  return storedType(v, options) !== v.dtype;
 }
 
 /** Whether lookups take a weight as it is stored, and not in its own type: those of ONNX know no 8-bit floats. */
 function canSelect(v: Value, options: EmitOptions): boolean {
-  return isStoredOtherwise(v, options) && !storedType(v, options)!.startsWith("float8");
+  return isStoredOtherwise(v, options) && !storedType(v, options).startsWith("float8");
 }
 
-function storedType(v: Value, { weights }: EmitOptions): DType | undefined {
-  return isParameter(v) ? weights?.get(nameOf(v))?.dtype : undefined;
+function storedType(v: Value, { weights }: EmitOptions): DType {
+  return (isParameter(v) && weights?.get(nameOf(v))?.dtype) || v.dtype;
 }
 
 interface OnnxNode {

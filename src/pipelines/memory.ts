@@ -62,7 +62,10 @@ const WORTH: readonly ProgramName[] = ["UNet", "VAE decoder", "text encoders"];
 
 export type MemoryPlanner = (size: PlanSize) => MemoryPlan;
 
-/** The networks of some graphs, with what is kept from run to run as outputs, and whether their files have fewer than 32 bits a weight. */
+/**
+ * The networks of some graphs, with what is kept from run to run as outputs, and whether their files have fewer than 32
+ * bits a weight.
+ */
 type Planned = Readonly<Record<ProgramName, { g: Graph; halves: boolean; precision: "fp32" | "int8" }>>;
 
 /**

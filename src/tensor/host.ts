@@ -92,13 +92,14 @@ export function toFloat32(t: HostTensor): FloatTensor {
 /**
  * Bits of the nearest number of an 8-bit format, ties to even. What is beyond the largest becomes that one, as by
  * ONNX's Cast.
+ * @param values those from 0 to the largest, which rise with their bits.
  */
 function toFloat8Bits(x: number, values: Float32Array): number {
+  if (Number.isNaN(x)) return 0x7f;
   const sign = x < 0 || Object.is(x, -0) ? 0x80 : 0;
   const size = Math.abs(x);
-  if (Number.isNaN(x)) return 0x7f;
-  let low = 0; // values rise with their bits
-  let high = values.findIndex((v) => !Number.isFinite(v)) - 1;
+  let low = 0;
+  let high = values.length - 1;
   while (high - low > 1) {
     const middle = (low + high) >> 1;
     if (values[middle] <= size) low = middle;
@@ -117,7 +118,11 @@ export function castTensor(t: HostTensor, dtype: DType): HostTensor {
   if (dtype === "float16") for (let i = 0; i < source.length; i++) data[i] = toFloat16Bits(source[i]);
   else if (dtype === "bfloat16") for (let i = 0; i < source.length; i++) data[i] = toBFloat16Bits(source[i]);
   else if (dtype === "float8_e4m3fn" || dtype === "float8_e5m2") {
-    const values = TABLES[dtype]();
+    const all = TABLES[dtype]();
+    const values = all.subarray(
+      0,
+      all.findIndex((v) => !Number.isFinite(v)),
+    );
     for (let i = 0; i < source.length; i++) data[i] = toFloat8Bits(source[i], values);
   } else if (dtype === "int64")
     for (let i = 0; i < source.length; i++) (data as BigInt64Array)[i] = BigInt(Math.trunc(source[i]));

@@ -115,7 +115,7 @@ export async function openLatents(
   await using encoder = await latentEncoder(vae, new Map(Object.entries(await loadWeights(source.vae))));
   const cache = await latentCache({
     dataset: data,
-    encode: (pixels) => encoder.encode(pixels),
+    encode: async (indices) => encoder.encode(await data.pixels(indices)),
     key: await fileHash(weightsFile(source.vae)),
     folder: join(out, "latents"),
     batch: 16,

@@ -19,7 +19,7 @@ const PARTS: readonly (readonly [RegExp, string])[] = [
   [/\.(diff|diff_b|w_norm|b_norm)$/, "$1"],
 ];
 
-/** What begins a key. Names after the first five have `_` where the module's path has dots. */
+/** What begins a key. After those that end in `_`, names have `_` where the module's path has dots. */
 const NETWORKS: readonly (readonly [RegExp, LoraNetwork])[] = [
   [/^lora_te2_/, "text_encoder_2"],
   [/^lora_te1?_/, "text_encoder"],

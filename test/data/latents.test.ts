@@ -1,6 +1,6 @@
 import { readdirSync, readFileSync, rmSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { type LatentCache, latentCache, loadPictures } from "../../src/data/index.ts";
+import { type Dataset, type LatentCache, latentCache, loadPictures } from "../../src/data/index.ts";
 import { type FloatTensor, floats } from "../../src/tensor/index.ts";
 import { at, plain, put } from "./temporary.ts";
 
@@ -18,9 +18,19 @@ afterEach(async () => {
   for (const cache of caches.splice(0)) await cache[Symbol.asyncDispose]();
 });
 
-async function open(options: Partial<Parameters<typeof latentCache>[0]> = {}) {
-  const dataset = await loadPictures({ path: at("set"), size: 64, step: 16 });
-  const cache = await latentCache({ dataset, encode, key: "vae", folder: at("cache"), batch: 2, ...options });
+type Options = Omit<Parameters<typeof latentCache>[0], "encode"> & {
+  dataset: Dataset;
+  encode: typeof encode;
+};
+
+async function open({ encode: by = encode, ...options }: Partial<Options> = {}) {
+  const { dataset = await loadPictures({ path: at("set"), size: 64, step: 16 }) } = options;
+  const cache = await latentCache({
+    ...{ key: "vae", folder: at("cache"), batch: 2 },
+    ...options,
+    dataset,
+    encode: async (indices) => by(await dataset.pixels(indices)),
+  });
   caches.push(cache);
   return { dataset, cache, counts: [cache.encoded, cache.reused] };
 }
@@ -111,7 +121,7 @@ test("an interrupted run keeps whole files and goes on", async () => {
 
 test("refuses what no autoencoder should give", async () => {
   await expect(open({ encode: async () => floats([1, 2]) })).rejects.toThrow(
-    "pictures [2,3,64,64] were encoded to [1,2], expected [B,C,h,w]",
+    "2 pictures were encoded to [1,2], expected [B,C,h,w]",
   );
   await expect(open({ encode: async () => floats([2, 1, 1, 1], [0, Number.NaN]) })).rejects.toThrow(
     "1.png: its latents are not finite",

@@ -108,11 +108,11 @@ describe("paths", () => {
     await using walks = paths;
     const all = Array.from({ length: COUNT }, (_, path) => path);
     expect(walks.members).toEqual([all]);
-    const { shape, data } = await walks.at(all);
+    const { shape, data } = await walks.latents(all);
     expect(shape).toEqual([COUNT, 4, 4, 16, 16]);
     await using sdxl = await SDXL.load(teacher, { threads: 1 });
     const level = (t: number) => [Math.sqrt(options.alphas[t - 1]), Math.sqrt(1 - options.alphas[t - 1])];
-    for (const [path, row] of walks.captions(all).entries()) {
+    for (const [path, row] of walks.captions.entries()) {
       const points = [250, 500, 750, 1000].map((t, p) => ({
         level: level(t),
         x: data.subarray((path * 4 + p) * 1024, (path * 4 + p + 1) * 1024),
@@ -139,11 +139,11 @@ describe("paths", () => {
     await (await walked()).paths[Symbol.asyncDispose]();
     const again = await walked();
     expect(again.done).toEqual([]);
-    const first = await again.paths.at([0]);
+    const first = await again.paths.latents([0]);
     await again.paths[Symbol.asyncDispose]();
     const other = await walked({ steps: 4 });
     expect(other.done.at(-1)).toBe(COUNT);
-    expect(await other.paths.at([0])).not.toEqual(first);
+    expect(await other.paths.latents([0])).not.toEqual(first);
     await other.paths[Symbol.asyncDispose]();
   });
 
@@ -152,7 +152,7 @@ describe("paths", () => {
     await using walks = paths;
     const job = phaseJob({ ...options, paths: walks });
     const { sample, timesteps, pooled } = await job.feeds({ step: 3, micro: 0, micros: 1 });
-    const points = await walks.at([0, 1, 2, 3, 4]);
+    const points = await walks.latents([0, 1, 2, 3, 4]);
     const place = (b: number) => {
       const x = sample.data.slice(b * 1024, (b + 1) * 1024);
       return Array.from({ length: COUNT * 4 }, (_, i) => i).find((i) =>
@@ -160,13 +160,16 @@ describe("paths", () => {
       );
     };
     const starts = [249, 499, 749, 999];
+    const met = Array.from(timesteps.data.slice(0, 4), Number);
+    expect(met).toContain(999);
+    expect(Math.min(...met)).toBeLessThan(999);
     for (let b = 0; b < 4; b++) {
       const found = place(b);
       const start = Number(timesteps.data[b]);
       if (start === 999) expect(found).toBeUndefined();
       else {
         expect(starts[found! % 4]).toBe(start);
-        const [row] = walks.captions([Math.floor(found! / 4)]);
+        const row = walks.captions[Math.floor(found! / 4)];
         const { pooledSize, pooled: bank } = material.bank;
         expect(pooled.data.slice(b * pooledSize, (b + 1) * pooledSize)).toEqual(
           bank.slice(row * pooledSize, (row + 1) * pooledSize),
