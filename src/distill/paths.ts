@@ -8,7 +8,14 @@ import { createHash } from "node:crypto";
 import { type Bucket, latentCache } from "../data/index.ts";
 import { graph } from "../graph/index.ts";
 import { compile, type Program } from "../runtime/index.ts";
-import { type FloatTensor, floats, Generator, type HostTensor, sizeOf } from "../tensor/index.ts";
+import {
+  concatenate,
+  type FloatTensor,
+  floats,
+  Generator,
+  type HostTensor,
+  sizeOf,
+} from "../tensor/index.ts";
 import { captionFeeds, type Material, type UNetBatch } from "../train/index.ts";
 import { type Setting, teacherPass } from "./lightning.ts";
 
@@ -61,24 +68,25 @@ export async function walkPaths(options: PathsOptions): Promise<Paths> {
     const isHere = (row: number) => pictures.has(Math.floor(row / bank.perPicture));
     return { ...bucket, members: captions.flatMap((row, path) => (isHere(row) ? [path] : [])) };
   });
+  const compileStep = (batch: UNetBatch) =>
+    compile(graph(teacherPass({ ...setting, batch, steps: 1 }).outputs!), { weights });
   const programs = new Map<Bucket, Program>();
   const encode = async (paths: readonly number[]): Promise<FloatTensor> => {
     const bucket = buckets.find(({ members }) => members.includes(paths[0]))!;
     const size = batchOf(bucket);
-    const pass = teacherPass({ ...setting, batch: size, steps: 1 });
-    const program = programs.get(bucket) ?? (await compile(graph(pass.outputs!), { weights }));
+    const program = programs.get(bucket) ?? (await compileStep(size));
     programs.set(bucket, program);
     const full = Array.from({ length: size.batch }, (_, i) => paths[Math.min(i, paths.length - 1)]);
     const shape = [setting.config.in_channels, size.height, size.width];
-    const starts = full.map((path) => new Generator(pathSeed(seed, path)).randn(shape));
+    const starts = full.map((path) => new Generator(pathSeed(seed, path)).randn([1, ...shape]));
     const rows = full.map((path) => captions[path]);
     const told = { ...captionFeeds(material, rows), ...options.empty };
-    const walked = await walk(program, stacked(starts), told, options);
+    const walked = await walk(program, concatenate(starts), told, options);
     const n = sizeOf(shape);
     const list = paths.flatMap((_, i) =>
-      walked.map((x) => floats(shape, x.data.subarray(i * n, (i + 1) * n))),
+      walked.map((x) => floats([1, ...shape], x.data.subarray(i * n, (i + 1) * n))),
     );
-    const { data } = stacked(list);
+    const { data } = concatenate(list);
     return floats([paths.length, points.length * shape[0], ...shape.slice(1)], data);
   };
   const id = (path: number) => `${path} ${hashOf(captionFeeds(material, [captions[path]]))}`;
@@ -115,13 +123,6 @@ async function walk(
     sample = target as FloatTensor;
   }
   return points.map((time) => passed.get(time)!);
-}
-
-function stacked(list: readonly FloatTensor[]): FloatTensor {
-  const [{ shape, data }] = list;
-  const out = floats([list.length, ...shape]);
-  for (const [i, t] of list.entries()) out.data.set(t.data, i * data.length);
-  return out;
 }
 
 function hashOf(tensors: Readonly<Record<string, HostTensor>>): string {

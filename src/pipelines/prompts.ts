@@ -1,7 +1,7 @@
 /** @file Encoded prompts. B batch, T text tokens, D text width. */
 
 import { LRUCache } from "lru-cache";
-import { type FloatTensor, floats } from "../tensor/index.ts";
+import { concatenate, type FloatTensor, floats } from "../tensor/index.ts";
 
 export interface Prompt {
   hidden: FloatTensor; // [B,T,D]
@@ -47,7 +47,7 @@ export async function joinedPrompts(
     out.data.set(hidden.data);
     return out;
   };
-  return { hidden: stacked(prompts.map(filled)), pooled: stacked(prompts.map((p) => p.pooled)) };
+  return { hidden: concatenate(prompts.map(filled)), pooled: concatenate(prompts.map((p) => p.pooled)) };
 }
 
 /** Each row `times` times, one after the other. */
@@ -64,11 +64,4 @@ export function eachRow({ hidden, pooled }: Prompt, times: number): Prompt {
     return out;
   };
   return times === 1 ? { hidden, pooled } : { hidden: repeat(hidden), pooled: repeat(pooled) };
-}
-
-/** Batches of one as one batch. */
-function stacked(rows: readonly FloatTensor[]): FloatTensor {
-  const out = floats([rows.length, ...rows[0].shape.slice(1)]);
-  for (const [i, { data }] of rows.entries()) out.data.set(data, i * data.length);
-  return out;
 }

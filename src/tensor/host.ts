@@ -50,6 +50,17 @@ export function floats(shape: readonly number[], data?: ArrayLike<number>): Floa
   return tensor("float32", shape, array) as FloatTensor;
 }
 
+/** Tensors that differ in their first axis at most, one after the other along it. */
+export function concatenate(list: readonly FloatTensor[]): FloatTensor {
+  const out = floats([list.reduce((n, { shape }) => n + shape[0], 0), ...list[0].shape.slice(1)]);
+  let at = 0;
+  for (const { data } of list) {
+    out.data.set(data, at);
+    at += data.length;
+  }
+  return out;
+}
+
 /** Int64 tensor from plain numbers. */
 export function ints(shape: readonly number[], data: ArrayLike<number>): HostTensor {
   return tensor("int64", shape, BigInt64Array.from(Array.from(data, (v) => BigInt(v))));
