@@ -23,7 +23,7 @@ const BUDGET: Record<string, number> = {
   quantize: 500,
   nn: 350,
   models: 850,
-  pipelines: 3750,
+  pipelines: 3850,
   data: 1050,
   train: 2100,
   distill: 1350,

@@ -123,4 +123,5 @@ function fixedName(parameter: string, i: number, factor: string): string {
   return `${parameter}.lora${i}_${factor}`;
 }
 
-const GIVEN: ParameterInfo["init"] = { kind: "constant", value: 0 };
+/** Of parameters whose values lie in files. */
+export const GIVEN: ParameterInfo["init"] = { kind: "constant", value: 0 };

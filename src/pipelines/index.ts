@@ -3,7 +3,7 @@ export { toldSampling } from "./checkpoint.ts";
 export type { LoraStrength, Loras } from "./components.ts";
 export type { Pair, SizeConditioning } from "./conditioning.ts";
 export { type Completeness, componentCompleteness, describeFile } from "./contents.ts";
-export { type CheckpointOptions, convertModel, type Part, saveCheckpoint } from "./convert.ts";
+export { type ConvertOptions, convertModel, type Part } from "./convert.ts";
 export { loadWeights, readConfig, readJson, readTokenizer, weightsFile, weightsOf } from "./folder.ts";
 export { describeModel, type ModelDescription, type ModelInfo } from "./info.ts";
 export { denormalizeLatents, latentStatistics, normalizeLatents } from "./latents.ts";
@@ -26,3 +26,4 @@ export {
 export * from "./sdxl.ts";
 export { type SamplingSettings, samplingMetadata, samplingSettings } from "./settings.ts";
 export { VAE_TILINGS, type VaeTiling } from "./tiling.ts";
+export { type CheckpointOptions, saveCheckpoint } from "./whole.ts";

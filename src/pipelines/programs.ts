@@ -85,7 +85,8 @@ export function partShapes(part: Part, model: Components): Map<string, readonly 
   return new Map(parameters.map(({ name, shape }) => [name, shape]));
 }
 
-async function partWeights(part: Part, model: Components): Promise<PlacedWeights> {
+/** The weights of a part, under the names that its graph has. */
+export async function partWeights(part: Part, model: Components): Promise<PlacedWeights> {
   const sources: Parameters<typeof weightsOf>[1] =
     part === "unet"
       ? { "": await model.weights("unet") }

@@ -1,8 +1,8 @@
-/** @file The adapters of record_loras.py: latents as diffusers, PEFT and LyCORIS make them, in two ways each. */
+/** @file The adapters of record_loras.py: latents as diffusers, PEFT and LyCORIS make them, in three ways each. */
 
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
-import { type GenerateOptions, SDXL } from "../../src/pipelines/index.ts";
+import { convertModel, type GenerateOptions, SDXL } from "../../src/pipelines/index.ts";
 import type { HostTensor } from "../../src/tensor/index.ts";
 import { loadSafetensors, saveSafetensors, unetTable } from "../../src/weights/index.ts";
 import { at } from "../data/temporary.ts";
@@ -39,6 +39,14 @@ test.each(calls)("%s, in the weights", async (name, call) => {
   const loras = { [join(folder, call.file)]: call.strength };
   await using sdxl = await SDXL.load(TINY, { threads: 1, loras });
   expect(sdxl.warnings()).toEqual([]);
+  expectGolden(name, await latentsOf(sdxl, call));
+});
+
+test.each(calls)("%s, in the weights of a converted model", async (name, call) => {
+  await convertModel(TINY, at("model.safetensors"), {
+    loras: { [join(folder, call.file)]: call.strength },
+  });
+  await using sdxl = await SDXL.load(at("model.safetensors"), { threads: 1 });
   expectGolden(name, await latentsOf(sdxl, call));
 });
 
