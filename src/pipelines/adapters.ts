@@ -34,7 +34,8 @@ export function strengthOn(part: Part, { strength, textStrength }: Lora): number
   return part === "unet" ? strength : textStrength;
 }
 
-const PREFIXES: Readonly<Record<LoraNetwork, string>> = {
+/** What comes before the parameters of each network in the names of its part. */
+export const LORA_PREFIXES: Readonly<Record<LoraNetwork, string>> = {
   unet: "",
   text_encoder: "1.",
   text_encoder_2: "2.",
@@ -59,15 +60,15 @@ export async function loadLora(
   const aliases = new Map(modules.map((at) => [names.toTheirs(at) ?? at, at]));
   const targets = {
     unet: { parameters: shapes.unet, aliases },
-    text_encoder: below(PREFIXES.text_encoder),
-    text_encoder_2: below(PREFIXES.text_encoder_2),
+    text_encoder: below(LORA_PREFIXES.text_encoder),
+    text_encoder_2: below(LORA_PREFIXES.text_encoder_2),
   };
   const { deltas, ignored } = await readLora(file, targets, lora.config);
   const found = { text: new Map<string, Delta>(), unet: new Map<string, Delta>() };
   for (const [network, changes] of deltas)
     for (const [name, delta] of changes)
       found[network === "unet" ? "unet" : "text"].set(
-        PREFIXES[network] + name,
+        LORA_PREFIXES[network] + name,
         whole ? await wholeDelta(file, delta) : delta,
       );
   const warnings =

@@ -4,23 +4,14 @@ import { graph } from "../graph/index.ts";
 import { changedScope, rootScope } from "../nn/index.ts";
 import { compile } from "../runtime/index.ts";
 import { castTensor } from "../tensor/index.ts";
-import { type TensorSource, tensorSource } from "../weights/index.ts";
-import { fixedChanges, GIVEN, type LoadedLora, type Part, placeFactors } from "./adapters.ts";
-import type { Network } from "./base.ts";
+import { type LoraNetwork, type TensorSource, tensorSource } from "../weights/index.ts";
+import { fixedChanges, GIVEN, LORA_PREFIXES, type LoadedLora, type Part, placeFactors } from "./adapters.ts";
+import { below } from "./checkpoint.ts";
 import { type Components, type Loras, readComponents } from "./components.ts";
 import { PlacedWeights } from "./folder.ts";
 import { LoraLibrary } from "./library.ts";
 import { partShapes, partWeights } from "./programs.ts";
 import type { WholeModel } from "./whole.ts";
-
-/** The networks of each part, and what comes before the names of their parameters there. */
-const OF: Readonly<Record<Part, readonly (readonly [Network, string])[]>> = {
-  unet: [["unet", ""]],
-  text: [
-    ["text_encoder", "1."],
-    ["text_encoder_2", "2."],
-  ],
-};
 
 /**
  * A model with adapters in its weights, sampled as they say. Each parameter that they change is computed in float32
@@ -36,17 +27,14 @@ export async function withLoras(
   const model = await readComponents(from, { loras });
   const library = new LoraLibrary(model);
   const placed = await Promise.all(model.loras.map((lora) => library.place(lora)));
-  const tensors: Record<Network, Map<string, TensorSource>> = {
-    unet: new Map(whole.tensors.unet),
-    text_encoder: new Map(whole.tensors.text_encoder),
-    text_encoder_2: new Map(whole.tensors.text_encoder_2),
-    vae: new Map(whole.tensors.vae),
+  const changed = {
+    unet: await changedWeights("unet", model, placed),
+    text: await changedWeights("text", model, placed),
   };
-  for (const part of ["unet", "text"] as const) {
-    const changed = await changedWeights(part, model, placed);
-    for (const [network, prefix] of OF[part])
-      for (const [name, source] of changed)
-        if (name.startsWith(prefix)) tensors[network].set(name.slice(prefix.length), source);
+  const tensors = { ...whole.tensors };
+  for (const [network, prefix] of Object.entries(LORA_PREFIXES) as [LoraNetwork, string][]) {
+    const own = below(changed[network === "unet" ? "unet" : "text"], prefix);
+    tensors[network] = new Map([...tensors[network], ...own]);
   }
   const settings = { ...whole.settings, ...model.sampling };
   return { merged: { ...whole, tensors, settings }, warnings: placed.flatMap(({ warnings }) => warnings) };
